@@ -58,7 +58,16 @@ class ClipTable:
         """Hash over every field of every clip but the folder of its file: the identity of the data in a protocol card."""
         digest = hashlib.sha256()
         for clip in self.clips:
-            row = [clip.id, Path(clip.path).name, clip.start, clip.end, clip.text, clip.verb, list(clip.nouns), clip.video]
+            row = [
+                clip.id,
+                Path(clip.path).name,
+                clip.start,
+                clip.end,
+                clip.text,
+                clip.verb,
+                list(clip.nouns),
+                clip.video,
+            ]
             digest.update(json.dumps(row, ensure_ascii=False).encode())
         return digest.hexdigest()
 

@@ -1,0 +1,60 @@
+"""EVA02-AT (tiny) from scratch on the toy world, on a CPU in minutes.
+
+    stvl data toy --out runs/quickstart/world
+    stvl train configs/quickstart.py run=runs/quickstart/both
+    stvl eval runs/quickstart/both
+
+What to expect is printed by `bash launch/quickstart.sh` and recorded in the README. With
+``positions=none`` nothing tells the frames apart, and motion opposites stay at chance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stvl.data.augment import EvalTransform, TrainTransform
+from stvl.data.pipeline import LoaderOptions
+from stvl.data.sources import EpicSource
+from stvl.data.text import ClipTokenizer
+from stvl.data.toy import OPPOSITES
+from stvl.eval.protocols.egomcq import EgoMCQ
+from stvl.eval.protocols.epic_mir import EpicMIR
+from stvl.eval.protocols.epic_mir import Opposites
+from stvl.losses.infonce import InfoNCE
+from stvl.models.eva02_at.presets import preset
+from stvl.train.experiment import Experiment
+from stvl.train.optimizers import AdamW, Schedule
+
+
+def experiment(world: str = "runs/quickstart/world", positions: str = "both") -> Experiment:
+    """The run.
+
+    Args:
+        world: folder that `stvl data toy` wrote.
+        positions: temporal positions of the model: learned, rope, both or none.
+    """
+    tiny = preset("tiny")
+    video = dataclasses.replace(tiny.video, temporal_positions=positions)
+    train_videos, test_videos = f"{world}/videos", f"{world}/videos"
+    test_csv = f"{world}/EPIC_100_retrieval_test.csv"
+    pairs = tuple((one, other) for one, other in OPPOSITES.items() if one < other)
+    return Experiment(
+        name="quickstart",
+        model=dataclasses.replace(tiny, video=video),
+        source=EpicSource(csv=f"{world}/EPIC_100_retrieval_train.csv", videos=train_videos),
+        train_transform=TrainTransform(size=video.image_size, scale=(0.7, 1.0), kernel="bilinear"),
+        eval_transform=EvalTransform(size=video.image_size, kernel="bilinear"),
+        tokenizer=ClipTokenizer(context_length=16),
+        loader=LoaderOptions(batch=64, frames=4),
+        loss=InfoNCE(temperature=0.05),
+        optimizer=AdamW(schedule=Schedule(peak=2e-3, end=2e-5, warmup=50), b2=0.98, weight_decay=0.05),
+        steps=1000,
+        evals=(
+            EpicMIR(csv=test_csv, sentences=f"{world}/EPIC_100_retrieval_test_sentence.csv", videos=test_videos),
+            EgoMCQ(json=f"{world}/egomcq.json", videos=f"{test_videos}/P02"),
+            Opposites(csv=test_csv, videos=test_videos, pairs=pairs),
+        ),
+        best="EpicMIR/map.avg",
+        save_every=200,
+        log_every=50,
+    )

@@ -1,0 +1,7 @@
+"""``python -m stvl``."""
+
+import sys
+
+from stvl.cli.main import main
+
+sys.exit(main())

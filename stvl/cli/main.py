@@ -1,0 +1,89 @@
+"""``stvl COMMAND ...``: finds the command, and turns errors into one clear message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import stvl
+from stvl.core.errors import StvlError, nearest
+
+Args = TypeVar("Args")
+
+#: Command -> (module, what it does). The module's ``run(argv) -> int`` is called.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("stvl.cli.train", "train an experiment, or go on with it"),
+    "eval": ("stvl.cli.evaluate", "evaluate run folders by their protocols and print them side by side"),
+    "embed": ("stvl.cli.embed", "embed videos or texts into an .npz file"),
+    "search": ("stvl.cli.search", "search a folder of videos by a sentence"),
+    "data toy": ("stvl.cli.data_toy", "render a procedural video world with annotations"),
+    "data check": ("stvl.cli.data_check", "decode videos and name the damaged ones"),
+}
+
+_EXITS = """exit codes:
+  0   done
+  1   an error, explained on stderr
+  2   the command line could not be understood
+  3   `stvl data check` found damaged files
+  4   training stopped at a non-finite loss
+  75  training was preempted (SIGTERM) and saved: start the same command again"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"stvl {stvl.__version__}")
+        return 0
+    name, rest = _split(argv)
+    if name not in COMMANDS:
+        heads = {command.split()[-1] if argv[0] == "data" else command for command in COMMANDS}
+        print(f"error: stvl has no command {name!r}{nearest(name.split()[-1], heads)}", file=sys.stderr)
+        return 2
+    return _call(importlib.import_module(COMMANDS[name][0]).run, rest)
+
+
+def usage() -> str:
+    """The text of ``stvl --help``."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    head = "usage: stvl COMMAND [options]\n\nSpatio-temporal video-language encoders in JAX."
+    return "\n".join([head, "", "commands:", *lines, "", "stvl COMMAND --help tells more.", "", _EXITS])
+
+
+def parse_args(kind: type[Args], argv: Sequence[str], command: str) -> Args:
+    """Read a command's options into its dataclass with tyro; a mistake prints usage and exits with 2."""
+    import tyro
+
+    return tyro.cli(kind, args=list(argv), prog=f"stvl {command}", description=kind.__doc__)
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    if argv[0] == "data" and len(argv) > 1 and not argv[1].startswith("-"):
+        return f"data {argv[1]}", argv[2:]
+    return argv[0], argv[1:]
+
+
+def _call(run: Callable[[list[str]], int], argv: list[str]) -> int:
+    try:
+        return run(argv)
+    except StvlError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return int(getattr(problem, "exit_code", 1))
+    except BrokenPipeError:
+        # `stvl ... | head`: the reader left; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def console() -> Any:
+    """A rich console that does not wrap tables when the output goes to a file."""
+    from rich.console import Console
+
+    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120)

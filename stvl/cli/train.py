@@ -1,0 +1,54 @@
+"""``stvl train CONFIG [name=value ...]``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from stvl.cli.main import parse_args
+
+
+@dataclasses.dataclass
+class Args:
+    """Train an experiment. A run folder that holds a checkpoint is gone on with."""
+
+    config: Annotated[str, tyro.conf.Positional]
+    """Config module, e.g. configs/quickstart.py; a bare name is looked up in configs/."""
+    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """name=value pairs: parameters of the config's experiment function, or dotted paths (model.video.depth=4)."""
+    dry_run: bool = False
+    """Print the experiment as JSON and the parameter counts, and stop."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the command."""
+    args = parse_args(Args, argv, "train")
+    from stvl.train.experiment import load_experiment
+
+    experiment = load_experiment(args.config, args.overrides)
+    if args.dry_run:
+        return _describe(experiment)
+    from stvl.train.loop import train
+
+    train(experiment)
+    return 0
+
+
+def _describe(experiment: object) -> int:
+    import json
+
+    import jax
+
+    from stvl.core.config import to_dict
+    from stvl.dist.mesh import make_mesh
+    from stvl.train.experiment import Experiment
+    from stvl.train.state import Starter
+
+    assert isinstance(experiment, Experiment)
+    print(json.dumps(to_dict(experiment), indent=2))
+    params = Starter(experiment, make_mesh(experiment.mesh)).abstract.params
+    for tower in ("video", "text"):
+        print(f"{tower}: {sum(leaf.size for leaf in jax.tree.leaves(params[tower])) / 1e6:.2f} M parameters")
+    return 0

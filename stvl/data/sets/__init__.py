@@ -1,0 +1,1 @@
+"""Annotation dialects: each module reads one published format into clips and questions."""

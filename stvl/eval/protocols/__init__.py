@@ -1,0 +1,1 @@
+"""Published evaluations, one file each: a config with `run(encoders) -> Result`."""

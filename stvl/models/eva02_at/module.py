@@ -1,0 +1,139 @@
+"""The EVA02-AT video tower."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from stvl.core.config import config
+from stvl.core.errors import ConfigError
+from stvl.nn.attention import SelfAttention
+from stvl.nn.dense import Dense, LayerNorm, named
+from stvl.nn.mlp import SwiGLU
+from stvl.nn.pixels import TubeEmbed, normalise
+from stvl.nn.positions import PositionTables
+from stvl.nn.stack import Block, Stack
+from stvl.ops.rotary import Rotary
+from stvl.rope.schemes import AxialRope, RopeScheme, STRope
+
+#: Mean and standard deviation of CLIP's training images.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@config
+class EVA02ATConfig:
+    """Sizes and options of the video tower (EVA02-AT, arXiv 2506.14356, Section 3; EVA-02, arXiv 2303.11331).
+
+    Attributes:
+        width: token width d.
+        depth: number of blocks.
+        heads: number of heads; ``width / heads`` is the head width, 64 in all published sizes.
+        patch: patch side in pixels.
+        tube: frames in one token; 1 keeps image weights loadable.
+        image_size: side of the square frames in pixels.
+        frames: length of the learned table P_t (only where `temporal_positions` has one); clips of other lengths
+            resample it linearly.
+        temporal_positions: ``learned`` = P_t with the image model's 2-D rotary; ``rope`` = ST-RoPE without P_t;
+            ``both`` = the paper's best; ``none`` = nothing tells the frames apart (a control).
+        rope: the joint space-time scheme; its spatial half is used alone where time has no rotation.
+        drop_path: stochastic depth of the last block.
+        remat: what the backward pass keeps, a name in `stvl.nn.stack.REMAT`.
+        unroll: layers in one trip of the scan over layers.
+        mean, std: normalisation of pixels in [0, 1].
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    tube: int = 1
+    image_size: int = 224
+    frames: int = 4
+    temporal_positions: Literal["learned", "rope", "both", "none"] = "both"
+    rope: STRope = STRope()
+    drop_path: float = 0.0
+    remat: str = "none"
+    unroll: int = 1
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} cannot be divided into {self.heads} heads")
+        if self.image_size % self.patch:
+            raise ConfigError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        self.scheme.frequencies(self.width // self.heads)
+
+    @property
+    def scheme(self) -> RopeScheme:
+        """The rotary scheme in force: joint in space and time, or of space alone."""
+        if self.temporal_positions in ("rope", "both"):
+            return self.rope
+        return AxialRope(base=self.rope.base_space, reference_grid=self.rope.reference_grid)
+
+    @property
+    def mlp_hidden(self) -> int:
+        """SwiGLU width, two thirds of 4 d, rounded down as the public weights do (2048 for B, 2730 for L)."""
+        return int(self.width * 4 * 2 / 3)
+
+    @property
+    def side(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch
+
+
+class VideoEncoder(nn.Module):
+    """Joint space-time encoder: ``(b t y x 3)`` frames to ``(b o)`` features of the class token.
+
+    Attributes:
+        config: sizes.
+        embedding: width of the shared space.
+        dtype: compute dtype.
+        impl: attention backend, None for the best one.
+    """
+
+    config: EVA02ATConfig
+    embedding: int
+    dtype: jnp.dtype = jnp.float32
+    impl: str | None = None
+
+    @nn.compact
+    def __call__(self, video: Num[Array, "b t y x c"], train: bool = False) -> Float[Array, "b o"]:
+        cfg = self.config
+        x = normalise(video, cfg.mean, cfg.std)
+        x = TubeEmbed(cfg.width, cfg.patch, cfg.tube, self.dtype, name="stem")(x)
+        table = cfg.frames if cfg.temporal_positions in ("learned", "both") else 0
+        x = PositionTables((cfg.side, cfg.side), table // cfg.tube, self.dtype, name="positions")(x)
+        rotary = self._rotary(x.shape)
+        x = self._with_class_token(x)
+        x = Stack(self._block(), cfg.depth, cfg.drop_path, cfg.remat, cfg.unroll, name="stack")(x, rotary, train)
+        token = LayerNorm(1e-6, dtype=jnp.float32, name="norm")(x[:, 0])
+        return Dense((self.embedding,), "d o", use_bias=False, dtype=jnp.float32, name="projection")(token)
+
+    def _block(self) -> functools.partial[nn.Module]:
+        cfg = self.config
+        attention = functools.partial(
+            SelfAttention, heads=cfg.heads, key_bias=False, sub_norm=True, dtype=self.dtype, impl=self.impl
+        )
+        mlp = functools.partial(SwiGLU, hidden=cfg.mlp_hidden, dtype=self.dtype)
+        return functools.partial(Block, attention, mlp, dtype=self.dtype)
+
+    def _with_class_token(self, x: Float[Array, "b t y x d"]) -> Float[Array, "b n d"]:
+        batch, width = x.shape[0], x.shape[-1]
+        init = named(nn.initializers.truncated_normal(0.02), "d")
+        # The class token's own learned position is a separate table row in the published weights.
+        token = self.param("class_token", init, (width,), jnp.float32)
+        place = self.param("class_position", init, (width,), jnp.float32)
+        first = jnp.broadcast_to((token + place).astype(x.dtype), (batch, 1, width))
+        return jnp.concatenate([first, x.reshape(batch, -1, width)], axis=1)
+
+    def _rotary(self, shape: tuple[int, ...]) -> Rotary:
+        cfg = self.config
+        coords = cfg.scheme.coords(*shape[1:4], prefix=1)
+        frequencies = cfg.scheme.frequencies(cfg.width // cfg.heads)
+        return Rotary(jnp.asarray(coords, jnp.float32), jnp.asarray(frequencies, jnp.float32))

@@ -1,0 +1,53 @@
+"""From uint8 frames to tokens: normalisation on the device and the tube patch embedding."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from stvl.core.axes import AXES
+from stvl.core.errors import ConfigError
+from stvl.nn.dense import named
+
+
+def normalise(
+    video: Num[Array, "b t y x c"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "b t y x c"]:
+    """``(video / 255 - mean) / std`` for uint8 frames; float frames count as normalised already."""
+    if jnp.issubdtype(video.dtype, jnp.floating):
+        return video
+    return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+class TubeEmbed(nn.Module):
+    """Convolution whose kernel is its stride: ``(b t y x c) -> (b t/k y/p x/p d)``; with k = 1 a frame at a time.
+
+    The kernel is stored as (k, p, p, c, d), so an image model's patch kernel is its k = 1 case (EVA02-AT, Section 3).
+
+    Attributes:
+        width: token width d.
+        patch: patch side p in pixels.
+        tube: frames in a tube, k.
+        dtype: compute dtype.
+    """
+
+    width: int
+    patch: int
+    tube: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, video: Float[Array, "b t y x c"]) -> Float[Array, "b t2 y2 x2 d"]:
+        b, t, y, x, c = video.shape
+        k, p = self.tube, self.patch
+        if t % k or y % p or x % p:
+            raise ConfigError(f"a clip of {t} x {y} x {x} cannot be cut into tubes of {k} x {p} x {p}")
+        # Variance-preserving over the fan-in, as the default of the published stems.
+        init = nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
+        axes = (None, None, None, None, AXES["d"])
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, axes), (k, p, p, c, self.width))
+        bias = self.param("bias", named(nn.initializers.zeros, "d"), (self.width,))
+        tubes = video.reshape(b, t // k, k, y // p, p, x // p, p, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        tubes = tubes.reshape(b, t // k, y // p, x // p, k * p * p * c).astype(self.dtype)
+        return tubes @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)

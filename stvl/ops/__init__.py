@@ -1,0 +1,1 @@
+"""Pure functions with exchangeable backends: rotary, attention. Each op has an f32 reference that is its meaning."""

@@ -1,0 +1,1 @@
+"""Rotary position schemes as data: a coordinate rule plus a frequency matrix, ``angles = coords @ F``."""

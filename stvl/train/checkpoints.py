@@ -1,0 +1,141 @@
+"""Checkpoints with Orbax: written in the background, the last and the best kept, restored onto any mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from stvl.core.config import diff, from_dict, to_dict
+from stvl.core.errors import TrainingError
+from stvl.train.experiment import Experiment
+from stvl.train.state import TrainState
+
+_FILE = "experiment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gives back.
+
+    Attributes:
+        state: the training state, laid out as the target asked.
+        data: the data iterator's state.
+        step: number of updates made.
+    """
+
+    state: TrainState
+    data: dict[str, int]
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    A step is a folder that holds the state, the data iterator's state and the experiment's JSON; Orbax writes it under
+    a temporary name and renames it when it is whole, so a killed run never leaves half a checkpoint behind.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.folder = folder.absolute()
+        policies: list[Any] = [preservation_policy.LatestN(experiment.keep)]
+        if experiment.best:
+            best = preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics[experiment.best], n=1, keep_checkpoints_without_metrics=False
+            )
+            policies.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+
+    @property
+    def last(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        return self.manager.latest_step()
+
+    def save(self, state: TrainState, data: dict[str, int], metrics: dict[str, float] | None = None) -> None:
+        """Start to save `state`; returns as soon as its arrays are copied. Saving a step again does nothing."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            experiment=ocp.args.JsonSave(to_dict(self.experiment)),
+        )
+        self.manager.save(step, args=items, metrics=metrics, force=True)
+
+    def restore(self, target: TrainState, step: int | None = None) -> Restored:
+        """Bring back `step` (default: the newest) with the shapes, dtypes and shardings of `target`.
+
+        Raises:
+            TrainingError: there is no checkpoint, or it is of another architecture: every differing field is named.
+        """
+        step = self.last if step is None else step
+        if step is None:
+            raise TrainingError(f"{self.folder} holds no finished checkpoint")
+        refuse_other_model(saved_experiment(self.folder, step), self.experiment, self.folder)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+        found = self.manager.restore(step, args=items)
+        return Restored(found["state"], found["data"], step)
+
+    def wait(self) -> None:
+        """Block until everything is on disk; raises what went wrong while saving in the background."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release the manager's threads."""
+        self.manager.close()
+
+
+def steps(folder: Path) -> list[int]:
+    """Finished checkpoints of a run folder, oldest first."""
+    root = folder / "checkpoints"
+    if not root.is_dir():
+        return []
+    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit())
+
+
+def saved_experiment(folder: Path, step: int | None = None) -> Experiment:
+    """The experiment that `folder` was trained with.
+
+    Raises:
+        TrainingError: no checkpoint there.
+    """
+    found = steps(folder)
+    if not found:
+        raise TrainingError(f"{folder} holds no finished checkpoint; a run folder is what `stvl train ... run=DIR` writes")
+    text = (folder / "checkpoints" / str(found[-1] if step is None else step) / "experiment" / "metadata").read_text()
+    return from_dict(json.loads(text))
+
+
+def refuse_other_model(saved: Experiment, asked: Experiment, folder: Path) -> None:
+    """Raise where a checkpoint cannot be continued by `asked`, naming every field that differs."""
+    fields = [row for row in diff(saved.model, asked.model) if not row[0].endswith(("remat", "unroll"))]
+    parts = [(f"model.{path}", old, new) for path, old, new in fields]
+    if (saved.ema is None) != (asked.ema is None):
+        parts.append(("ema", saved.ema, asked.ema))
+    if (saved.optimizer.clip is None) != (asked.optimizer.clip is None):
+        parts.append(("optimizer.clip", saved.optimizer.clip, asked.optimizer.clip))
+    if parts:
+        lines = [f"  {path}: the checkpoint has {old}, this run asks for {new}" for path, old, new in parts]
+        raise TrainingError(
+            f"{folder} was trained with another architecture:\n" + "\n".join(lines) + "\nset these fields back, or "
+            "choose another run folder with run=DIR"
+        )
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> None:
+    """Put the experiment's JSON into the run folder, for people to read."""
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _FILE).write_text(json.dumps(to_dict(experiment), indent=2) + "\n")

@@ -1,0 +1,165 @@
+"""A run as one typed object, and how it is read from a config module and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from stvl.core.config import config, override, parse
+from stvl.core.errors import ConfigError, nearest
+from stvl.data.augment import EvalTransform, TrainTransform
+from stvl.data.pipeline import LoaderOptions
+from stvl.data.sources import EpicSource, ManifestSource
+from stvl.data.text import ClipTokenizer
+from stvl.dist.mesh import MeshConfig
+from stvl.eval.protocols.egomcq import EgoMCQ
+from stvl.eval.protocols.epic_mir import EpicMIR
+from stvl.eval.protocols.epic_mir import Opposites
+from stvl.losses.infonce import InfoNCE
+from stvl.models.dual import DualEncoderConfig
+from stvl.train.optimizers import AdamW
+
+Protocol = EpicMIR | EgoMCQ | Opposites
+
+
+@config
+class Experiment:
+    """Everything that decides a run. Its JSON lies beside every checkpoint.
+
+    Attributes:
+        name: used in messages and in the default run folder.
+        run: folder of checkpoints, logs and results; empty means ``runs/NAME``.
+        model: sizes of both towers.
+        source: training clips.
+        train_transform, eval_transform: frames to the model's size.
+        tokenizer: texts to ids.
+        loader: batch, frames, seed of the data order, workers.
+        loss: what is minimised.
+        optimizer: how.
+        mesh: layout of the devices.
+        steps: length of the run.
+        seed: of the initial parameters and of the model's own randomness.
+        dtype: compute dtype; ``auto`` is bfloat16 on accelerators and float32 on CPUs. Parameters are float32.
+        ema: decay of an exponential moving average of the parameters that evaluation then uses; None for none.
+        evals: protocols, run each `eval_every` steps and at the end.
+        eval_every, save_every, log_every: in steps; 0 evaluates at the end only.
+        best: metric ``PROTOCOL/METRIC`` whose best checkpoint is kept beside the last ones; empty for none.
+        keep: how many of the last checkpoints are kept.
+    """
+
+    name: str
+    run: str = ""
+    model: DualEncoderConfig
+    source: EpicSource | ManifestSource
+    train_transform: TrainTransform
+    eval_transform: EvalTransform
+    tokenizer: ClipTokenizer = ClipTokenizer()
+    loader: LoaderOptions = LoaderOptions()
+    loss: InfoNCE = InfoNCE()
+    optimizer: AdamW = AdamW()
+    mesh: MeshConfig = MeshConfig()
+    steps: int = 1000
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    ema: float | None = None
+    evals: tuple[Protocol, ...] = ()
+    eval_every: int = 0
+    save_every: int = 100
+    log_every: int = 10
+    best: str = ""
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        size = self.model.video.image_size
+        for name in ("train_transform", "eval_transform"):
+            found = getattr(self, name).size
+            if found != size:
+                raise ConfigError(f"{name}.size is {found}, the model takes frames of model.video.image_size = {size}")
+        if self.tokenizer.context_length > self.model.text.context:
+            raise ConfigError(
+                f"tokenizer.context_length is {self.tokenizer.context_length}, model.text.context is only "
+                f"{self.model.text.context}"
+            )
+        if self.tokenizer.vocab_size > self.model.text.vocabulary:
+            raise ConfigError(
+                f"the tokenizer has {self.tokenizer.vocab_size} ids, model.text.vocabulary is only "
+                f"{self.model.text.vocabulary}"
+            )
+        if self.steps < 1 or self.log_every < 1 or self.save_every < 1:
+            raise ConfigError(
+                f"steps, log_every and save_every are at least 1, found {self.steps}, {self.log_every}, {self.save_every}"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema is a decay between 0 and 1, found {self.ema}")
+        self.optimizer.make(self.steps)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run or f"runs/{self.name}")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The dtype that ``auto`` stands for on the devices at hand."""
+        if self.dtype == "auto":
+            return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return jnp.dtype(self.dtype)
+
+
+def load_experiment(config_path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Run ``experiment(...)`` of a config module and apply ``name=value`` overrides.
+
+    A name without a dot that is a parameter of the module's ``experiment`` function is passed to it (``folder=clips``);
+    every other name is a dotted path into the Experiment (``model.video.depth=4``).
+
+    Raises:
+        ConfigError: no such module, no ``experiment`` function, an unknown name (with the nearest), a wrong type.
+    """
+    path = _find(Path(config_path))
+    spec = importlib.util.spec_from_file_location(f"stvl_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, "experiment", None)
+    if make is None:
+        raise ConfigError(f"{path} has no function `experiment() -> Experiment`")
+    pairs = [_pair(text) for text in overrides]
+    hints, signature = typing.get_type_hints(make), inspect.signature(make)
+    arguments = {name: parse(text, hints[name], name) for name, text in pairs if name in signature.parameters}
+    made = make(**arguments)
+    fields = [field.name for field in dataclasses.fields(made)]
+    for name, text in pairs:
+        if name in signature.parameters:
+            continue
+        if name.split(".")[0] not in fields:
+            known = [*fields, *signature.parameters]
+            raise ConfigError(f"{path.name} knows no {name!r}{nearest(name.split('.')[0], known)}")
+        made = override(made, name, text)
+    return made
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"overrides read name=value, found {text!r}")
+    return name.lstrip("-"), value
+
+
+def _find(path: Path) -> Path:
+    """The module at `path`; a bare name is looked up in ``configs/``."""
+    tries = [path, path.with_suffix(".py"), Path("configs") / path.with_suffix(".py").name]
+    for candidate in tries:
+        if candidate.is_file():
+            return candidate
+    folder = path.parent if path.parent.is_dir() and path.parent != Path(".") else Path("configs")
+    names = [item.stem for item in folder.glob("*.py") if not item.stem.startswith("_")]
+    raise ConfigError(f"no config {str(path)!r}{nearest(path.stem, names)}")

@@ -1,0 +1,225 @@
+"""The loop: draw, step, log, evaluate, save; and stop without losing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from stvl.core.errors import TrainingError
+from stvl.data.pipeline import TrainLoader
+from stvl.dist.mesh import make_mesh
+from stvl.dist.peak import peak_flops
+from stvl.models.flops import train_flops
+from stvl.train.checkpoints import Checkpoints, write_experiment
+from stvl.train.encoders import ModelEncoders
+from stvl.train.experiment import Experiment
+from stvl.train.hooks import Hooks, JsonLines, TensorBoard, Terminal
+from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
+from stvl.train.state import Starter, TrainState
+from stvl.train.step import make_step, put_batch
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss of a step was NaN or infinite; the message names the batch's clips."""
+
+    exit_code = Exit.NON_FINITE
+
+
+class Preempted(TrainingError):
+    """SIGTERM came; the state is saved."""
+
+    exit_code = Exit.PREEMPTED
+
+
+@dataclasses.dataclass
+class Pending:
+    """A step that was sent to the device and whose numbers were not looked at yet."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    index: np.ndarray
+    log: bool
+
+
+@dataclasses.dataclass
+class Clock:
+    """Where the seconds since the last log row went."""
+
+    start: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    steps: int = 0
+
+    def row(self, batch: int, flops: float) -> dict[str, float]:
+        """Speed figures; `flops` is the share of a step's FLOPs in the peak of all devices, in seconds."""
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        each = seconds / max(self.steps, 1)
+        return {
+            "clips_per_second": batch / each,
+            "step_seconds": each,
+            "data_wait": self.waited / seconds,
+            "mfu": flops / each,
+        }
+
+
+class Run:
+    """One training run: everything that `train` holds on to."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.folder: Path = experiment.folder
+        self.mesh = make_mesh(experiment.mesh)
+        self.starter = Starter(experiment, self.mesh)
+        self.table = experiment.source.load()
+        shard = (jax.process_index(), jax.process_count())
+        self.loader = TrainLoader(
+            self.table, experiment.train_transform, experiment.tokenizer, experiment.loader, shard=shard
+        )
+        self.checkpoints = Checkpoints(self.folder, experiment)
+        self.step = make_step(self.starter)
+        self.state, self.start = self._begin()
+        write_experiment(self.folder, experiment)
+        self.hooks = Hooks()
+        if jax.process_index() == 0:
+            terminal = Terminal(experiment.steps, self.start, experiment.loader.batch)
+            self.hooks = Hooks(terminal, JsonLines(self.folder), TensorBoard(self.folder))
+        peak, self.peak_source = peak_flops(jax.local_devices()[0])
+        flops = train_flops(
+            experiment.model, experiment.loader.frames, experiment.tokenizer.context_length, experiment.loader.batch
+        )
+        self.ideal_seconds = flops / (peak * jax.device_count())
+        self.clock = Clock()
+        self.saved_bad = 0
+
+    def _begin(self) -> tuple[TrainState, int]:
+        if self.checkpoints.last is None:
+            return self.starter.start(), 0
+        found = self.checkpoints.restore(self.starter.target())
+        self.loader.set_state(found.data)
+        return found.state, found.step
+
+    def greet(self) -> None:
+        """Say what is about to happen."""
+        experiment, count = self.experiment, sum(leaf.size for leaf in jax.tree.leaves(self.starter.abstract.params))
+        sizes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1) or "one device"
+        self.hooks.say(
+            f"{experiment.name}: {count / 1e6:.1f} M parameters, {len(self.table)} clips, batch {experiment.loader.batch}, "
+            f"{experiment.compute_dtype}, {jax.default_backend()} ({sizes}), peak {self.peak_source}"
+        )
+        if self.start:
+            self.hooks.say(f"resumed from step {self.start} in {self.folder}")
+
+    def advance(self, number: int) -> Pending:
+        """Draw a batch and send one step to the device."""
+        begin = time.perf_counter()
+        batch = next(self.loader)
+        self.clock.waited += time.perf_counter() - begin
+        self.state, metrics = self.step(self.state, put_batch(batch, self.mesh))
+        self.clock.steps += 1
+        log = number % self.experiment.log_every == 0 or number == self.experiment.steps
+        return Pending(number, metrics, batch["index"], log)
+
+    def settle(self, pending: Pending | None) -> None:
+        """Look at the numbers of a step that was sent earlier: refuse non-finite ones, log the others.
+
+        Raises:
+            NonFiniteLoss: naming the step and the batch's clips.
+        """
+        if pending is None:
+            return
+        loss = float(pending.metrics["loss"])
+        if not np.isfinite(loss):
+            clips = [self.table[int(index)] for index in pending.index]
+            names = ", ".join(clip.id for clip in clips)
+            raise NonFiniteLoss(
+                f"the loss of step {pending.step} is {loss}; ids of its batch: {names}. The newest checkpoint is of "
+                f"step {self.checkpoints.last}; a smaller learning rate or optimizer.clip is the usual remedy"
+            )
+        if pending.log:
+            row = {name: float(value) for name, value in pending.metrics.items()}
+            batch = self.experiment.loader.batch
+            self.hooks.write(pending.step, {**row, **self.clock.row(batch, self.ideal_seconds)})
+            self.clock = Clock()
+            self._tell_bad()
+
+    def _tell_bad(self) -> None:
+        if len(self.loader.bad) > self.saved_bad:
+            for path, entry in list(self.loader.bad.items())[self.saved_bad :]:
+                self.hooks.say(f"skipped {path} (row {entry.row}): {entry.reason}")
+            self.saved_bad = len(self.loader.bad)
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """Run every protocol, write its result JSON, and return all scores as ``PROTOCOL/METRIC``."""
+        scores: dict[str, float] = {}
+        if not self.experiment.evals or jax.process_count() > 1:
+            return scores
+        params = jax.device_put(self.state.best_params, jax.local_devices()[0])
+        encoders = ModelEncoders(self.experiment, params)
+        for protocol in self.experiment.evals:
+            result = protocol.run(encoders)
+            name = type(protocol).__name__
+            result.to_json(self.folder / "results" / f"{name}-{number}.json")
+            scores |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
+        self.hooks.write(number, scores)
+        shown = "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
+        self.hooks.say(f"evaluation at step {number}: {shown}")
+        self.clock = Clock()
+        return scores
+
+    def save(self, metrics: dict[str, float] | None = None) -> None:
+        """Start to save the state."""
+        self.checkpoints.save(self.state, self.loader.get_state(), metrics or None)
+
+    def close(self) -> None:
+        """Wait for the disk and close everything."""
+        self.loader.close()
+        self.checkpoints.close()
+        self.hooks.close()
+
+
+def train(experiment: Experiment) -> dict[str, float]:
+    """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
+
+    Returns the scores of the last evaluation.
+
+    Raises:
+        NonFiniteLoss: with the batch's ids; nothing non-finite is ever saved.
+        Preempted: SIGTERM came, the state is saved.
+        TrainingError: too many damaged inputs, or a run folder of another architecture.
+        DataError, ConfigError: inputs that cannot be used.
+    """
+    run = Run(experiment)
+    try:
+        run.greet()
+        with stop_on_sigterm() as stop:
+            return _loop(run, stop)
+    finally:
+        run.close()
+
+
+def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
+    experiment, pending, scores = run.experiment, None, {}
+    for number in range(run.start + 1, experiment.steps + 1):
+        sent = run.advance(number)
+        # The device works on this step while the host looks at the numbers of the one before.
+        run.settle(pending)
+        pending = sent
+        last = number == experiment.steps
+        due = bool(experiment.eval_every) and number % experiment.eval_every == 0
+        if due or last or stop or number % experiment.save_every == 0:
+            run.settle(pending)
+            pending = None
+            if (due or last) and not stop:
+                scores = run.evaluate(number)
+            run.save(scores if due or last else None)
+        if stop and not last:
+            run.checkpoints.wait()
+            raise Preempted(f"SIGTERM: saved step {number} in {run.folder}; the same command goes on from there")
+    if run.start >= experiment.steps:
+        run.hooks.say(f"{run.folder} has reached step {run.start} already; raise steps to train on")
+        scores = run.evaluate(run.start)
+    return scores

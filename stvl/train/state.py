@@ -1,0 +1,90 @@
+"""What a run remembers between steps, and how it starts, laid out on a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from stvl.dist.mesh import replicated
+from stvl.dist.params import like_params, param_shardings
+from stvl.models.dual import DualEncoder
+from stvl.train.experiment import Experiment
+
+Params = dict[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters, optimizer state and their average after `step` updates."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    ema: Params | None = None
+
+    @property
+    def best_params(self) -> Params:
+        """The parameters to evaluate with: the average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def build(experiment: Experiment) -> tuple[DualEncoder, optax.GradientTransformation]:
+    """The model and the optimizer of an experiment."""
+    return DualEncoder(experiment.model, experiment.compute_dtype), experiment.optimizer.make(experiment.steps)
+
+
+def abstract_inputs(experiment: Experiment, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes of the frames and ids of a batch."""
+    size, frames = experiment.model.video.image_size, experiment.loader.frames
+    video = jax.ShapeDtypeStruct((batch, frames, size, size, 3), jnp.uint8)
+    return video, jax.ShapeDtypeStruct((batch, experiment.tokenizer.context_length), jnp.int32)
+
+
+class Starter:
+    """Makes the initial state of an experiment and tells the shapes and shardings of every state of it."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
+        self.experiment, self.mesh = experiment, mesh
+        self.model, self.optimizer = build(experiment)
+        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+        params = nn.unbox(boxed)
+        self.abstract = jax.eval_shape(self._make, jax.random.key(0))
+        laid_out = param_shardings(boxed, mesh)
+        self.shardings = TrainState(
+            step=replicated(mesh),
+            params=laid_out,
+            opt_state=like_params(self.abstract.opt_state, params, laid_out, mesh),
+            ema=None if experiment.ema is None else laid_out,
+        )
+
+    def start(self) -> TrainState:
+        """The state before the first step; the same values on every mesh."""
+        return jax.jit(self._make, out_shardings=self.shardings)(jax.random.key(self.experiment.seed))
+
+    def target(self) -> TrainState:
+        """Shapes, dtypes and shardings, for a restore onto this mesh."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.abstract,
+            self.shardings,
+        )
+
+    def _boxed(self, key: Array) -> Params:
+        video, ids = (jnp.zeros(x.shape, x.dtype) for x in abstract_inputs(self.experiment, 1))
+        return self.model.init(key, video, ids)["params"]
+
+    def _make(self, key: Array) -> TrainState:
+        params = nn.unbox(self._boxed(key))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            ema=None if self.experiment.ema is None else jax.tree.map(jnp.copy, params),
+        )

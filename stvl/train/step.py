@@ -1,0 +1,66 @@
+"""One update: a pure function of state and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from stvl.core.sharding import activation_sharding
+from stvl.dist.mesh import RULES, batch_sharding, replicated
+from stvl.models.dual import DualEncoder
+from stvl.train.experiment import Experiment
+from stvl.train.state import Starter, TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+Step = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
+
+
+def train_step(
+    state: TrainState, batch: dict[str, Any], *, model: DualEncoder, optimizer: optax.GradientTransformation,
+    experiment: Experiment,
+) -> tuple[TrainState, Metrics]:
+    """``params - update(gradient of loss(model(video), model(text)))`` and the metrics of the batch."""
+    key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+
+    def objective(params: dict[str, Any]) -> tuple[Array, Metrics]:
+        features = model.apply({"params": params}, batch["video"], batch["text"], train=True, rngs={"drop_path": key})
+        return experiment.loss(*features)
+
+    (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda old, new: experiment.ema * old + (1 - experiment.ema) * new, ema, params)
+    metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(gradient)}
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+
+def make_step(starter: Starter) -> Step:
+    """Compile `train_step` for the starter's mesh; the old state's memory is reused."""
+    mesh: Mesh = starter.mesh
+
+    def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
+        with activation_sharding(mesh, RULES):
+            return train_step(
+                state, batch, model=starter.model, optimizer=starter.optimizer, experiment=starter.experiment
+            )
+
+    inputs = {name: batch_sharding(mesh) for name in ("video", "text")}
+    return jax.jit(
+        step,
+        in_shardings=(starter.shardings, inputs),
+        out_shardings=(starter.shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Send the arrays that the step reads to the mesh; every host brings its own rows."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("video", "text")}

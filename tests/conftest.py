@@ -1,0 +1,27 @@
+"""What every test stands on: the CPU seen as eight devices, shapes and types checked at run time, repeatable examples."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could choose the CPU and eight devices")
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+FLAGS = ["--xla_force_host_platform_device_count=8"]
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores already
+    FLAGS.append("--xla_cpu_multi_thread_eigen=false")
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+
+import hypothesis  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+if any(name == "stvl" or name.startswith("stvl.") for name in sys.modules):
+    raise RuntimeError("stvl was imported before tests/conftest.py could install the run-time type checker")
+
+install_import_hook("stvl", "beartype.beartype")
+
+hypothesis.settings.register_profile("stvl", deadline=None, max_examples=50, derandomize=True, database=None)
+hypothesis.settings.load_profile("stvl")
