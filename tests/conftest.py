@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could choose the CPU and eight devices")
@@ -22,6 +23,10 @@ if any(name == "stvl" or name.startswith("stvl.") for name in sys.modules):
     raise RuntimeError("stvl was imported before tests/conftest.py could install the run-time type checker")
 
 install_import_hook("stvl", "beartype.beartype")
+
+# `pytest` alone, unlike `python -m pytest`, does not put the repository on the path; tests.contracts needs it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+pytest_plugins = ["tests.fixtures"]
 
 hypothesis.settings.register_profile("stvl", deadline=None, max_examples=50, derandomize=True, database=None)
 hypothesis.settings.load_profile("stvl")

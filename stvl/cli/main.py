@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import stvl
+from stvl import __version__
 from stvl.core.errors import StvlError, nearest
 
 Args = TypeVar("Args")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if argv[0] in ("-V", "--version"):
-        print(f"stvl {stvl.__version__}")
+        print(f"stvl {__version__}")
         return 0
     name, rest = _split(argv)
     if name not in COMMANDS:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import av
 import av.error
@@ -222,6 +222,14 @@ class _Clock:
         self._last = None
 
 
+class _Shown(NamedTuple):
+    """A decoded picture, the second from which it is shown, and the second of the damage that spoils it, if any."""
+
+    time: float
+    picture: av.VideoFrame
+    damage: float | None
+
+
 class _Reader:
     """Walks forward through one open stream; `at` must be called with rising times."""
 
@@ -230,8 +238,8 @@ class _Reader:
         self._start = _start(container, stream)
         self._clock = _Clock(container, stream)
         self._pictures: Iterator[av.VideoFrame] = container.decode(stream)
-        self._now: tuple[float, av.VideoFrame] | None = None
-        self._ahead: tuple[float, av.VideoFrame] | None = None
+        self._now: _Shown | None = None
+        self._ahead: _Shown | None = None
         self._damage: float | None = None
         self._at_start = True
 
@@ -244,26 +252,26 @@ class _Reader:
         if self._now is None and self._ahead is None:
             self._ahead = self._next()
         back = 1.0
-        while not self._at_start and (self._ahead is None or self._ahead[0] > aim) and self._now is None:
+        while not self._at_start and (self._ahead is None or self._ahead.time > aim) and self._now is None:
             # The keyframe found lies behind the time (its decoding time did not), or the index is wrong.
             self._seek(aim - back)
             self._ahead, back = self._next(), back * 4
-        while self._ahead is not None and self._ahead[0] <= aim:
+        while self._ahead is not None and self._ahead.time <= aim:
             self._now, self._ahead = self._ahead, self._next()
         shown = self._now or self._ahead
         if shown is None:
             raise DecodeError(self._path, "holds no picture that can be decoded")
         self._refuse(time, shown)
-        return shown[1]
+        return shown.picture
 
-    def _refuse(self, time: float, shown: tuple[float, av.VideoFrame]) -> None:
-        if self._damage is not None and self._damage <= shown[0]:
+    def _refuse(self, time: float, shown: _Shown) -> None:
+        if shown.damage is not None:
             raise DecodeError(
-                self._path, f"the picture at {self._damage:.2f} s is damaged (asked for {time:.2f} s)"
+                self._path, f"the picture at {shown.damage:.2f} s is damaged (asked for {time:.2f} s)"
             )
-        length = (shown[1].duration or 0) * float(self._stream.time_base)
-        if self._ahead is None and time > shown[0] + length + self._tolerance:
-            end = shown[0] + length
+        length = (shown.picture.duration or 0) * float(self._stream.time_base)
+        if self._ahead is None and time > shown.time + length + self._tolerance:
+            end = shown.time + length
             raise DecodeError(
                 self._path, f"asked for {time:.2f} s of a video whose pictures end at {end:.2f} s"
             )
@@ -271,16 +279,16 @@ class _Reader:
     def _should_seek(self, aim: float) -> bool:
         if self._now is None:
             return aim > 1.0
-        if aim - self._now[0] > _FAR:
+        if aim - self._now.time > _FAR:
             return True
-        if aim - self._now[0] <= _WORTH_SEEKING:
+        if aim - self._now.time <= _WORTH_SEEKING:
             return False
         unit, start = float(self._stream.time_base), self._start
         entries = self._stream.index_entries
         found = entries.search_timestamp(round(aim / unit) + start, backward=True)
         if found < 0:
             return False
-        return (entries[found].timestamp - start) * unit - self._now[0] > _WORTH_SEEKING
+        return (entries[found].timestamp - start) * unit - self._now.time > _WORTH_SEEKING
 
     def _seek(self, aim: float) -> None:
         unit, start = float(self._stream.time_base), self._start
@@ -291,7 +299,7 @@ class _Reader:
         self._pictures = self._container.decode(self._stream)
         self._now = self._ahead = self._damage = None
 
-    def _next(self) -> tuple[float, av.VideoFrame] | None:
+    def _next(self) -> _Shown | None:
         picture = next(self._pictures, None)
         if picture is None:
             return None
@@ -301,7 +309,7 @@ class _Reader:
             self._damage = now if self._damage is None else self._damage
         elif picture.key_frame:
             self._damage = None
-        return now, picture
+        return _Shown(now, picture, self._damage)
 
 
 class _Convert:

@@ -41,7 +41,7 @@ class LoaderOptions:
         shuffle: draw a new order each epoch; False keeps the table's order.
         workers: processes that decode; 0 decodes in threads of this process.
         threads: decoding threads in each process.
-        prefetch: batches that each process keeps ready.
+        prefetch: batches that are kept ready; with workers Grain's queues hold about six more for each of them.
         max_bad_share: share of damaged samples above which training stops.
     """
 

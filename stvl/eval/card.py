@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import stvl
+from stvl import __version__
 from stvl.data.records import ClipTable
 from stvl.eval.encoders import Encoders, described
 
@@ -76,7 +76,7 @@ def input_card(encoders: Encoders) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of stvl and of what computes for it; ``"absent"`` where a package is not installed."""
-    found = {"stvl": stvl.__version__}
+    found = {"stvl": __version__}
     for name in ("jax", "jaxlib", "flax", "numpy", "av"):
         try:
             found[name] = importlib.metadata.version(name)

@@ -6,7 +6,7 @@ pairs (EVA-02) differ by a permutation of the q and k columns, which leaves ever
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from stvl.rope.coords import grid, rescale, with_prefix
 from stvl.rope.frequencies import ladder
 
 
+@runtime_checkable
 class RopeScheme(Protocol):
     """What a scheme answers; arrays are numpy and static, so that they fold into the compiled program."""
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from stvl.dist.mesh import replicated
 from stvl.dist.params import like_params, param_shardings
@@ -22,9 +22,12 @@ Params = dict[str, Any]
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, optimizer state and their average after `step` updates."""
+    """Parameters, optimizer state and their average after `step` updates.
 
-    step: Int[Array, ""]
+    The same tree also holds shapes and shardings in place of arrays, so `step` is an int32 scalar or what stands for it.
+    """
+
+    step: Any
     params: Params
     opt_state: Any
     ema: Params | None = None

@@ -105,3 +105,26 @@ def spoil(path: Path) -> Path:
 @pytest.fixture(scope="session")
 def spoil_video() -> Callable[[Path], Path]:
     return spoil
+
+
+@pytest.fixture(scope="session", params=["libx264", "mpeg4"])
+def concealed_video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """36 textured frames, 30 a second, a keyframe every 12; frame 15 is damaged in a way that FFmpeg conceals."""
+    path = tmp_path_factory.mktemp("video") / "concealed.mp4"
+    texture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(
+            request.param, rate=30, options={"g": "12", "bf": "0", "sc_threshold": "0"}
+        )
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 96, 96, "yuv420p", 2_000_000
+        for number in range(36):
+            view = np.ascontiguousarray(texture[2 * number : 2 * number + 96, number : number + 96])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+        output.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][15]
+        at, length = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[at + length // 2 : at + length] = bytes(length - length // 2)
+    path.write_bytes(bytes(data))
+    return str(path)

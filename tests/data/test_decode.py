@@ -42,13 +42,20 @@ def test_frame_n_is_shown_from_n_over_fps(name, threads, tmp_path, write_video, 
         assert read_numbers(PyAVDecoder(threads=threads).frames(path, times)) == asked
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "mpeg4.mp4"])
-def test_exact_times_and_every_single_frame(name, tmp_path, write_video, read_numbers):
+@pytest.mark.parametrize("name", KINDS)
+def test_every_single_frame_together_and_alone(name, tmp_path, write_video, read_numbers):
     frames, fps, options = KINDS[name]
     path = str(write_video(tmp_path / name, frames, fps, **options))
-    assert read_numbers(DECODER.frames(path, np.arange(frames) / fps)) == list(range(frames))
+    assert read_numbers(DECODER.frames(path, (np.arange(frames) + 0.5) / fps)) == list(range(frames))
     for number in range(0, frames, 5):
-        assert read_numbers(DECODER.frames(path, np.array([number / fps]))) == [number]
+        assert read_numbers(DECODER.frames(path, np.array([(number + 0.5) / fps]))) == [number]
+
+
+@pytest.mark.parametrize("name", ["exact.mp4", "milliseconds.mkv"])
+def test_the_very_time_of_a_frame_shows_that_frame(name, tmp_path, write_video, read_numbers):
+    """Matroska rounds 2/30 s up to 67 ms, so that the frame would begin after its own time."""
+    path = str(write_video(tmp_path / name, 48, 30))
+    assert read_numbers(DECODER.frames(path, np.arange(48) / 30)) == list(range(48))
 
 
 @given(st.lists(st.floats(-1.0, 10.2), min_size=1, max_size=8))
@@ -162,8 +169,22 @@ def test_noise_in_place_of_pictures(damaged_video):
         DECODER.frames(damaged_video, np.array([1.0]))
 
 
+def test_concealed_damage_is_not_handed_out(concealed_video):
+    """FFmpeg paints over what it cannot decode; pictures predicted from that are wrong until the next keyframe."""
+    assert len(DECODER.frames(concealed_video, np.array([0.1, 14.5 / 30]))) == 2
+    for number in (15, 16, 23):
+        with pytest.raises(
+            DecodeError, match=r"concealed\.mp4: the picture at 0\.50 s is damaged \(asked for "
+        ):
+            DECODER.frames(concealed_video, np.array([0.1, (number + 0.5) / 30]))
+    # Frame 24 is a keyframe: reached by decoding through the damage here, and by seeking there.
+    assert len(DECODER.frames(concealed_video, np.array([24.5 / 30]))) == 1
+    assert len(DECODER.frames(concealed_video, np.array([0.1, 26.5 / 30]))) == 2
+    with pytest.raises(DecodeError, match=r"concealed\.mp4: the picture at 0\.50 s is damaged"):
+        DECODER.scan(concealed_video)
+
+
 def test_damage_in_one_group_spoils_that_group_only(tmp_path, write_video, read_numbers):
-    """FFmpeg conceals a damaged picture and goes on; the pictures predicted from it must not be handed out."""
     path = write_video(tmp_path / "hurt.mp4", 48, 24, size=64)
     with av.open(str(path)) as container:
         packets = [(p.pts, p.pos, p.size) for p in container.demux(video=0) if p.size]

@@ -184,11 +184,12 @@ def test_class_lists_and_manifest(world: ToySummary) -> None:
         assert [tuple(ast.literal_eval(row["instances"])) for row in rows] == [
             item.instances for item in entries
         ]
-    manifest, clips = table(world.paths["manifest"]), table(world.paths["train"])
-    assert list(manifest[0]) == ["path", "start", "end", "text"]
-    assert [row["text"] for row in manifest] == [row["narration"] for row in clips]
-    assert [float(row["end"]) for row in manifest] == [seconds(row["stop_timestamp"]) for row in clips]
-    assert all((world.root / row["path"]).is_file() for row in manifest)
+    for split in ("train", "test"):
+        manifest, clips = table(world.paths[f"{split}_manifest"]), table(world.paths[split])
+        assert list(manifest[0]) == ["path", "start", "end", "text"]
+        assert [row["text"] for row in manifest] == [row["narration"] for row in clips]
+        assert [float(row["end"]) for row in manifest] == [seconds(row["stop_timestamp"]) for row in clips]
+        assert all((world.root / row["path"]).is_file() for row in manifest)
 
 
 def test_questions_have_one_right_answer(world: ToySummary) -> None:

@@ -169,13 +169,9 @@ def write_annotations(
         stem = f"EPIC_100_retrieval_{split}"
         _table(folder / f"{stem}.csv", CLIP_COLUMNS, map(clip_row, clips))
         _table(folder / f"{stem}_sentence.csv", ("narration_id", "narration"), sentence_rows(clips))
+        _table(folder / f"manifest_{split}.csv", ("path", "start", "end", "text"), map(manifest_row, clips))
     _classes(folder / "EPIC_100_verb_classes.csv", VERBS)
     _classes(folder / "EPIC_100_noun_classes.csv", NOUNS)
-    rows = [
-        (clip.video.file, stamp_seconds(clip.start), stamp_seconds(clip.stop), clip.scene.narration)
-        for clip in train
-    ]
-    _table(folder / "manifest.csv", ("path", "start", "end", "text"), rows)
     asked = questions(test, options)
     (folder / "egomcq.json").write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
     kinds = [item["types"] for item in asked.values()]
@@ -185,6 +181,11 @@ def write_annotations(
         "inter_questions": kinds.count(INTER),
         "intra_questions": kinds.count(INTRA),
     }
+
+
+def manifest_row(clip: Action) -> tuple[str, str, str, str]:
+    """A row of the plain manifest: path,start,end,text."""
+    return clip.video.file, stamp_seconds(clip.start), stamp_seconds(clip.stop), clip.scene.narration
 
 
 def stamp_seconds(hundredths: int) -> str:

@@ -196,7 +196,7 @@ def sample_scene(
         x=float(place[0]),
         y=float(place[1]),
         radius=float(rng.uniform(0.17, 0.19) if motion == "size" else rng.uniform(0.18, 0.22)),
-        angle=float(rng.uniform(-math.pi, math.pi) if motion == "angle" else rng.uniform(-0.35, 0.35)),
+        angle=float(rng.uniform(-0.35, 0.35)),
         travel=float(rng.uniform(0.44, 0.56)),
         tilt=float(rng.uniform(-0.2, 0.2)),
         growth=float(rng.uniform(2.2, 2.8)),
