@@ -32,7 +32,7 @@ def experiment(folder: str = "clips", captions: str = "captions.csv", exclude: t
     video = dataclasses.replace(tiny.video, image_size=64, patch=16)
     return Experiment(
         name="folder",
-        model=dataclasses.replace(tiny, video=video, text=dataclasses.replace(tiny.text, context=32)),
+        model=dataclasses.replace(tiny, video=video),
         source=ManifestSource(csv=f"{folder}/{captions}", exclude=exclude),
         train_transform=TrainTransform(size=64, scale=(0.8, 1.0)),
         eval_transform=EvalTransform(size=64),

@@ -64,34 +64,33 @@ run() {
 
 render() {
     run "1/4 render the toy world: videos and annotations" \
-        "$STVL" data toy --out "$WORLD"
+        "$STVL" data toy --out "$WORLD" --workers 2 --world.train-videos 800 --world.size 64
 }
 
-train() { # train NAME OVERRIDES...
-    local name="$1"
-    shift
-    run "2/4 train EVA02-AT ($name)" \
-        "$STVL" train configs/quickstart.py "run=$OUT/$name" "$@"
+train() { # train POSITIONS
+    run "2/4 train EVA02-AT (temporal positions: $1)" \
+        "$STVL" train configs/quickstart.py "world=$WORLD" "run=$OUT/$1" "positions=$1"
 }
 
-evaluate() { # evaluate NAMES...
+evaluate() { # evaluate POSITIONS...
     local names=("$@")
-    run "3/4 evaluate on the test videos: retrieval and multiple choice, with the random baseline" \
+    run "3/4 evaluate on the test videos: retrieval, multiple choice and motion opposites, beside chance" \
         "$STVL" eval "${names[@]/#/$OUT/}"
 }
 
 search() {
-    run "4/4 search the test videos by a sentence" \
-        "$STVL" search --run "$OUT/rope" --build "$WORLD/videos" "a red circle moves left"
+    run "4/4 search the test clips by a sentence" \
+        "$STVL" search --run "$OUT/both" --build "$WORLD" --windows "$WORLD/manifest_test.csv" \
+        --sheet "$OUT/hits.png" "move red ball left"
 }
 
 render
-train rope
+train both
 if "$NONE"; then
-    train none model.video.temporal_positions=none
-    evaluate rope none
+    train none
+    evaluate both none
 else
-    evaluate rope
+    evaluate both
     search
 fi
 

@@ -11,6 +11,8 @@ if "jax" in sys.modules:
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = ["--xla_force_host_platform_device_count=8"]
+# Test programs are tiny and run a few times: nearly all of their time is compile time, which this halves.
+FLAGS.append("--xla_backend_optimization_level=0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores already
     FLAGS.append("--xla_cpu_multi_thread_eigen=false")
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -23,6 +26,12 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy") / "world"
     write_world(root, ToyOptions(train_videos=4, test_videos=6, size=32, seconds=(0.5, 0.8)))
     return root
+
+
+@pytest.fixture
+def as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the run-time type checker, which only tests install: errors are those that a user meets."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def shrunk_model(**video: Any) -> Any:
@@ -65,7 +74,7 @@ def shrink(experiment: Any, **changes: Any) -> Any:
 
 
 def tiny_experiment(world: Path | str, run: Path | str = "", **changes: Any) -> Any:
-    """A shrunk experiment on the training clips of a toy world; `changes` are fields of Experiment."""
+    """Six steps with an average on the training clips of a toy world; `changes` are fields of Experiment."""
     from stvl.data.augment import EvalTransform, TrainTransform
     from stvl.data.pipeline import LoaderOptions
     from stvl.data.sources import EpicSource
@@ -84,6 +93,7 @@ def tiny_experiment(world: Path | str, run: Path | str = "", **changes: Any) -> 
         "loader": LoaderOptions(batch=BATCH, frames=FRAMES, threads=1),
         "optimizer": AdamW(schedule=Schedule(peak=1e-3, warmup=2)),
         "steps": 6,
+        "ema": 0.9,
         "log_every": 1,
         "save_every": 2,
     }
@@ -98,6 +108,17 @@ def random_batch(seed: int, batch: int = BATCH, frames: int = FRAMES, size: int 
         length = int(rng.integers(1, CONTEXT - 1))
         row[: length + 2] = [49406, *rng.integers(1, 49000, length), 49407]
     return {"video": rng.integers(0, 256, (batch, frames, size, size, 3), np.uint8), "text": text}
+
+
+def random_params(module: Any, *inputs: Any, seed: int = 0, scale: float = 0.3) -> Any:
+    """Parameters for `module`, all of them random, made without compiling its initialisers."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape) * scale, x.dtype), shapes)
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:
@@ -115,6 +136,41 @@ def same(left: Any, right: Any) -> None:
     assert [name for name in one if one[name].tobytes() != two[name].tobytes()] == []
 
 
+@pytest.fixture(scope="session")
+def shared_compiles() -> Iterator[None]:
+    """Let runs in this process whose experiments compile to the same step share it: compiling is most of their time."""
+    import jax
+
+    import stvl.train.loop as loop
+    from stvl.data.pipeline import LoaderOptions
+    from stvl.train.state import Starter
+    from stvl.train.step import make_step
+
+    starters: dict[Any, Starter] = {}
+    steps: dict[int, Any] = {}
+    fields = {"name": "x", "run": "", "evals": (), "best": "", "keep": 1, "eval_every": 0, "log_every": 1}
+    fields |= {"save_every": 1, "source": tiny_experiment("").source}
+
+    def make(experiment: Any, mesh: Any) -> Starter:
+        """One starter for all experiments that differ in nothing the compiler sees; it starts from a copy on the host."""
+        loader = LoaderOptions(batch=experiment.loader.batch, frames=experiment.loader.frames)
+        key = (dataclasses.replace(experiment, loader=loader, **fields), mesh)
+        if key not in starters:
+            made = starters[key] = Starter(experiment, mesh)
+            first = functools.cache(lambda: jax.device_get(Starter.start(made)))
+            made.start = lambda: jax.device_put(first(), made.shardings)
+        return starters[key]
+
+    def step(starter: Starter) -> Any:
+        return steps.setdefault(id(starter), make_step(starter))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Starter", make)
+        patch.setattr(loop, "make_step", step)
+        patch.setattr(loop, "peak_flops", lambda device: (1e12, "made up"))
+        yield
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
     """A run folder, the experiment that made it, and the scores that it ended with."""
@@ -125,7 +181,9 @@ class TrainedRun:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+def tiny_run(
+    tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, shared_compiles: None
+) -> TrainedRun:
     """Six steps on the toy world with all three protocols, an average, and a best checkpoint. Read only."""
     from stvl.eval.protocols.egomcq import EgoMCQ
     from stvl.eval.protocols.epic_mir import EpicMIR, Opposites
@@ -136,7 +194,6 @@ def tiny_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
     experiment = tiny_experiment(
         tiny_world,
         tmp_path_factory.mktemp("runs") / "tiny",
-        ema=0.9,
         best="EpicMIR/map.avg",
         evals=(
             EpicMIR(csv=csv, sentences=sentences, videos=videos),

@@ -97,22 +97,34 @@ def diff(left: Any, right: Any) -> list[tuple[str, Any, Any]]:
     return [(path, one.get(path), two.get(path)) for path in paths if one.get(path) != two.get(path)]
 
 
-def override(value: T, path: str, text: str) -> T:
-    """Return a copy of `value` in which the leaf at dotted `path` is read from `text` by the type of its field.
+def override(value: T, changes: Mapping[str, str]) -> T:
+    """Return a copy of `value` in which the leaf at each dotted path is read from its text by the type of its field.
+
+    All changes of a config are made at once, so fields that must fit each other can be changed together in any order.
 
     Raises:
-        ConfigError: an unknown name (with the nearest one) or a text that the field's type does not take.
+        ConfigError: an unknown name (with the nearest one), a text that the field's type does not take, or values
+            that do not fit each other.
     """
-    head, _, rest = path.partition(".")
-    if not is_config(value):
-        raise ConfigError(f"{path!r} goes deeper than the config does: {value!r} has no fields")
     names = [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
-    if head not in names:
-        raise ConfigError(f"{type(value).__name__} has no field {head!r}{nearest(head, names)}")
-    if rest:
-        return dataclasses.replace(value, **{head: override(getattr(value, head), rest, text)})  # type: ignore[type-var]
-    hint = typing.get_type_hints(type(value))[head]
-    return dataclasses.replace(value, **{head: parse(text, hint, head)})  # type: ignore[type-var]
+    hints = typing.get_type_hints(type(value))
+    inner: dict[str, dict[str, str]] = {}
+    made: dict[str, Any] = {}
+    for path, text in changes.items():
+        head, _, rest = path.partition(".")
+        if head not in names:
+            raise ConfigError(f"{type(value).__name__} has no field {head!r}{nearest(head, names)}")
+        if rest:
+            inner.setdefault(head, {})[rest] = text
+        else:
+            made[head] = parse(text, hints[head], head)
+    for head, parts in inner.items():
+        part = getattr(value, head)
+        if not is_config(part):
+            deeper = f"{head}.{next(iter(parts))}"
+            raise ConfigError(f"{deeper!r} goes deeper than the config does: {part!r} has no fields")
+        made[head] = override(part, parts)
+    return dataclasses.replace(value, **made)  # type: ignore[type-var]
 
 
 def parse(text: str, hint: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -46,8 +47,8 @@ class MeshConfig:
     context: int = 1
 
 
-def make_mesh(sizes: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lay `devices` (default: all) out on the four axes.
+def make_mesh(sizes: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Lay jax `devices` (default: all) out on the four axes.
 
     Raises:
         ConfigError: sizes whose product is not the number of devices.

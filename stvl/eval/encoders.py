@@ -30,8 +30,12 @@ class Encoders(Protocol):
     frames: int
     size: int
     width: int
-    tokenizer: Tokenizer
-    transform: EvalTransform
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def transform(self) -> EvalTransform: ...
 
     def describe(self) -> dict[str, Any]:
         """The facts for a protocol card: ``positions, dtype, weights_sha256, mean, std`` and any more, as JSON types."""

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from stvl.core.axes import AXES
 from stvl.core.config import config
 from stvl.core.errors import ConfigError
 from stvl.nn.attention import SelfAttention
@@ -63,7 +62,7 @@ class TextEncoder(nn.Module):
         if ids.shape[1] > cfg.context:
             raise ConfigError(f"texts of {ids.shape[1]} tokens do not fit a context of {cfg.context}")
         tokens = self.param("tokens", named(nn.initializers.normal(0.02), "v d"), (cfg.vocabulary, cfg.width))
-        place_init = nn.with_logical_partitioning(nn.initializers.normal(0.01), (None, AXES["d"]))
+        place_init = named(nn.initializers.normal(0.01), ". d")
         places = self.param("positions", place_init, (cfg.context, cfg.width))
         x = (jnp.take(tokens, ids, axis=0) + places[: ids.shape[1]]).astype(self.dtype)
         x = Stack(self._block(), cfg.depth, 0.0, cfg.remat, cfg.unroll, name="stack")(x, None, train)

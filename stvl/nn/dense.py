@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from stvl.core.axes import logical
+from stvl.core.axes import AXES
 
 Init = Callable[..., Array]
 
 
-def named(init: Init, letters: str) -> Callable[..., nn.LogicallyPartitioned]:
-    """Let `init` return a parameter that knows its logical axes, given as letters of the axis alphabet."""
-    return nn.with_logical_partitioning(init, logical(letters))
+def named(init: Init, letters: str) -> Callable[..., Any]:
+    """Let `init` return a parameter that knows its logical axes, as letters of the axis alphabet; ``.`` is no axis."""
+    return nn.with_logical_partitioning(init, tuple(AXES.get(letter) for letter in letters.split()))
 
 
 class Dense(nn.Module):

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from stvl.core.axes import AXES
 from stvl.core.errors import ConfigError
 from stvl.nn.dense import named
 
@@ -45,8 +44,7 @@ class TubeEmbed(nn.Module):
             raise ConfigError(f"a clip of {t} x {y} x {x} cannot be cut into tubes of {k} x {p} x {p}")
         # Variance-preserving over the fan-in, as the default of the published stems.
         init = nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
-        axes = (None, None, None, None, AXES["d"])
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, axes), (k, p, p, c, self.width))
+        kernel = self.param("kernel", named(init, ". . . . d"), (k, p, p, c, self.width))
         bias = self.param("bias", named(nn.initializers.zeros, "d"), (self.width,))
         tubes = video.reshape(b, t // k, k, y // p, p, x // p, p, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
         tubes = tubes.reshape(b, t // k, y // p, x // p, k * p * p * c).astype(self.dtype)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stvl.core.axes import AXES
 from stvl.core.errors import ConfigError
+from stvl.nn.dense import named
 
 
 def resample_matrix(length: int, table: int) -> Float[np.ndarray, "t s"]:
@@ -49,11 +49,11 @@ class PositionTables(nn.Module):
                 f"P_xy is a table of {self.places[0]} x {self.places[1]} places, the clip has {rows} x {columns}: "
                 "set image_size to the size of the frames"
             )
-        init = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), (None, AXES["d"]))
+        init = named(nn.initializers.truncated_normal(0.02), ". d")
         space = self.param("space", init, (rows * columns, width), jnp.float32)
         x = x + space.reshape(rows, columns, width).astype(self.dtype)
         if self.frames:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, AXES["d"]))
+            zeros = named(nn.initializers.zeros, ". d")
             time = self.param("time", zeros, (self.frames, width), jnp.float32)
             if t != self.frames:
                 time = jnp.asarray(resample_matrix(t, self.frames), jnp.float32) @ time

@@ -91,7 +91,7 @@ class Stack(nn.Module):
             lifted,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType] - a tuple is documented
             length=self.depth,
             unroll=min(self.unroll, self.depth),
             metadata_params={nn.PARTITION_NAME: AXES["i"]},

@@ -17,6 +17,8 @@ from stvl.train.experiment import Experiment
 from stvl.train.state import TrainState
 
 _FILE = "experiment.json"
+#: Files that every whole checkpoint holds; the manifest is the last that Orbax writes for the state.
+_PARTS = ("_CHECKPOINT_METADATA", "state/manifest.ocdbt", "data/metadata", "experiment/metadata")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +41,14 @@ class Checkpoints:
 
     A step is a folder that holds the state, the data iterator's state and the experiment's JSON; Orbax writes it under
     a temporary name and renames it when it is whole, so a killed run never leaves half a checkpoint behind.
+
+    Args:
+        folder: the run folder.
+        experiment: what runs there, or is compared with what ran there.
+        read_only: for evaluation, which may look at a folder whose run is writing to it: nothing is cleaned up.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, read_only: bool = False) -> None:
         self.experiment = experiment
         self.folder = folder.absolute()
         policies: list[Any] = [preservation_policy.LatestN(experiment.keep)]
@@ -52,19 +59,23 @@ class Checkpoints:
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True,
         )
         self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+        self._torn = set(self.manager.all_steps()) - set(steps(self.folder))
 
     @property
     def last(self) -> int | None:
         """Step of the newest finished checkpoint."""
-        return self.manager.latest_step()
+        return max(steps(self.folder), default=None)
 
     def save(self, state: TrainState, data: dict[str, int], metrics: dict[str, float] | None = None) -> None:
         """Start to save `state`; returns as soon as its arrays are copied. Saving a step again does nothing."""
         step = int(state.step)
+        if step in self._torn:
+            self.manager.delete(step)
+            self._torn.remove(step)
         if step in self.manager.all_steps():
             return
         items = ocp.args.Composite(
@@ -98,11 +109,12 @@ class Checkpoints:
 
 
 def steps(folder: Path) -> list[int]:
-    """Finished checkpoints of a run folder, oldest first."""
+    """Finished checkpoints of a run folder, oldest first; folders that lack a part (a torn copy, a full disk) are left out."""
     root = folder / "checkpoints"
     if not root.is_dir():
         return []
-    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit())
+    found = [item for item in root.iterdir() if item.name.isdigit()]
+    return sorted(int(item.name) for item in found if all((item / part).is_file() for part in _PARTS))
 
 
 def saved_experiment(folder: Path, step: int | None = None) -> Experiment:

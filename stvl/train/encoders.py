@@ -83,7 +83,7 @@ def load_run(folder: str | Path, *, step: int | None = None, frames: int | None 
     experiment = saved_experiment(folder, step)
     # One device is enough to embed with; a run of many hosts is restored onto it.
     starter = Starter(experiment, make_mesh(type(experiment.mesh)(data=1), jax.local_devices()[:1]))
-    checkpoints = Checkpoints(folder, experiment)
+    checkpoints = Checkpoints(folder, experiment, read_only=True)
     try:
         state = checkpoints.restore(starter.target(), step).state
     finally:

@@ -137,14 +137,12 @@ def load_experiment(config_path: str | Path, overrides: Sequence[str] = ()) -> E
     arguments = {name: parse(text, hints[name], name) for name, text in pairs if name in signature.parameters}
     made = make(**arguments)
     fields = [field.name for field in dataclasses.fields(made)]
-    for name, text in pairs:
-        if name in signature.parameters:
-            continue
+    changes = {name: text for name, text in pairs if name not in signature.parameters}
+    for name in changes:
         if name.split(".")[0] not in fields:
             known = [*fields, *signature.parameters]
             raise ConfigError(f"{path.name} knows no {name!r}{nearest(name.split('.')[0], known)}")
-        made = override(made, name, text)
-    return made
+    return override(made, changes)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from stvl.core.errors import TrainingError
+from stvl.core.errors import ConfigError, TrainingError, nearest
 from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
@@ -25,7 +26,7 @@ from stvl.train.step import make_step, put_batch
 
 
 class NonFiniteLoss(TrainingError):
-    """The loss of a step was NaN or infinite; the message names the batch's clips."""
+    """The loss or the gradient of a step was NaN or infinite; the message names the batch's clips."""
 
     exit_code = Exit.NON_FINITE
 
@@ -131,16 +132,20 @@ class Run:
         """
         if pending is None:
             return
-        loss = float(pending.metrics["loss"])
-        if not np.isfinite(loss):
-            clips = [self.table[int(index)] for index in pending.index]
-            names = ", ".join(clip.id for clip in clips)
-            raise NonFiniteLoss(
-                f"the loss of step {pending.step} is {loss}; ids of its batch: {names}. The newest checkpoint is of "
-                f"step {self.checkpoints.last}; a smaller learning rate or optimizer.clip is the usual remedy"
-            )
+        # A finite loss with a NaN gradient has spoilt the parameters already; the next step's loss would come too late.
+        for name, metric in (("loss", "loss"), ("gradient's norm", "grad_norm")):
+            value = float(pending.metrics[metric])
+            if not np.isfinite(value):
+                clips = ", ".join(self.table[int(index)].id for index in pending.index)
+                self.checkpoints.wait()
+                raise NonFiniteLoss(
+                    f"the {name} of step {pending.step} is {value}; ids of its batch: {clips}. The newest checkpoint is "
+                    f"of step {self.checkpoints.last}; a smaller learning rate or optimizer.clip is the usual remedy"
+                )
         if pending.log:
             row = {name: float(value) for name, value in pending.metrics.items()}
+            # Two runs drew the same clips in this step where these numbers agree.
+            row["ids_crc"] = float(zlib.crc32(np.asarray(pending.index, "<i4").tobytes()))
             batch = self.experiment.loader.batch
             self.hooks.write(pending.step, {**row, **self.clock.row(batch, self.ideal_seconds)})
             self.clock = Clock()
@@ -164,6 +169,9 @@ class Run:
             name = type(protocol).__name__
             result.to_json(self.folder / "results" / f"{name}-{number}.json")
             scores |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
+        best = self.experiment.best
+        if best and best not in scores:
+            raise ConfigError(f"best = {best!r} is no score of this run's protocols{nearest(best, scores)}")
         self.hooks.write(number, scores)
         shown = "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
         self.hooks.say(f"evaluation at step {number}: {shown}")

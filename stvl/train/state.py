@@ -24,13 +24,14 @@ Params = dict[str, Any]
 class TrainState:
     """Parameters, optimizer state and their average after `step` updates.
 
-    The same tree also holds shapes and shardings in place of arrays, so `step` is an int32 scalar or what stands for it.
+    `step` is an int32 scalar, `params` and `ema` are nested dicts; the same tree also holds shapes, shardings or jax's own
+    marks in place of arrays and dicts, so nothing narrower than Any is true.
     """
 
     step: Any
-    params: Params
+    params: Any
     opt_state: Any
-    ema: Params | None = None
+    ema: Any = None
 
     @property
     def best_params(self) -> Params:
@@ -81,7 +82,7 @@ class Starter:
 
     def _boxed(self, key: Array) -> Params:
         video, ids = (jnp.zeros(x.shape, x.dtype) for x in abstract_inputs(self.experiment, 1))
-        return self.model.init(key, video, ids)["params"]
+        return dict(self.model.init(key, video, ids)["params"])
 
     def _make(self, key: Array) -> TrainState:
         params = nn.unbox(self._boxed(key))

@@ -28,15 +28,16 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
 
     def objective(params: dict[str, Any]) -> tuple[Array, Metrics]:
-        features = model.apply({"params": params}, batch["video"], batch["text"], train=True, rngs={"drop_path": key})
+        rngs = {"drop_path": key}
+        features: Any = model.apply({"params": params}, batch["video"], batch["text"], train=True, rngs=rngs)
         return experiment.loss(*features)
 
     (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        ema = jax.tree.map(lambda old, new: experiment.ema * old + (1 - experiment.ema) * new, ema, params)
+    params: Any = optax.apply_updates(state.params, updates)
+    ema, decay = state.ema, experiment.ema
+    if ema is not None and decay is not None:
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
     metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(gradient)}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 

@@ -170,7 +170,7 @@ def test_diff_lists_changed_and_missing_leaves():
 
 def test_override_changes_one_leaf_and_leaves_the_original():
     model = SampleModel()
-    changed = override(model, "rope.base", "100")
+    changed = override(model, {"rope.base": "100"})
     assert changed == SampleModel(rope=SampleRope(base=100.0))
     assert model == SampleModel()
 
@@ -190,7 +190,7 @@ def test_override_changes_one_leaf_and_leaves_the_original():
     ],
 )
 def test_override_reads_by_the_type_of_the_field(path, text, value):
-    found = getattr(override(SampleModel(limit=1), path, text), path)
+    found = getattr(override(SampleModel(limit=1), {path: text}), path)
     assert found == value
     assert type(found) is type(value)
 
@@ -213,7 +213,7 @@ def test_override_reads_by_the_type_of_the_field(path, text, value):
 )
 def test_bad_overrides_say_what_is_wrong(path, text, message):
     with pytest.raises(ConfigError, match=message):
-        override(SampleModel(), path, text)
+        override(SampleModel(), {path: text})
 
 
 @given(st.lists(st.integers(), max_size=6).map(tuple))

@@ -42,139 +42,46 @@ class Verb:
 
 
 NOUNS: tuple[Noun, ...] = (
-    Noun("ball:red", (222, 28, 36), "disc", ("red ball", "crimson disc", "scarlet circle"), "round"),
-    Noun("square:blue", (28, 70, 228), "square", ("blue square", "navy block", "cobalt box"), "flat"),
-    Noun(
-        "triangle:green",
-        (18, 158, 52),
-        "triangle",
-        ("green triangle", "emerald wedge", "jade pyramid"),
-        "pointed",
-    ),
-    Noun("star:yellow", (252, 214, 22), "star", ("yellow star", "golden star", "gold sparkle"), "pointed"),
-    Noun("ring:purple", (140, 40, 200), "ring", ("purple ring", "violet hoop", "purple donut"), "round"),
-    Noun(
-        "hexagon:orange",
-        (250, 122, 10),
-        "hexagon",
-        ("orange hexagon", "amber nut", "tangerine hexagon"),
-        "flat",
-    ),
+    Noun("ball:red", (222, 28, 36), "disc", ("red ball", "crimson ball", "red disc"), "round"),
+    Noun("square:blue", (28, 70, 228), "square", ("blue square", "navy square", "blue box"), "flat"),
+    Noun("triangle:green", (18, 158, 52), "triangle", ("green triangle", "emerald triangle", "green wedge"), "pointed"),
+    Noun("star:yellow", (252, 214, 22), "star", ("yellow star", "golden star", "yellow sparkle"), "pointed"),
+    Noun("ring:purple", (140, 40, 200), "ring", ("purple ring", "violet ring", "purple hoop"), "round"),
+    Noun("hexagon:orange", (250, 122, 10), "hexagon", ("orange hexagon", "amber hexagon", "orange nut"), "flat"),
     Noun("heart:pink", (255, 110, 184), "heart", ("pink heart", "rose heart", "magenta heart"), "pointed"),
-    Noun("cross:cyan", (20, 214, 232), "cross", ("cyan cross", "turquoise plus", "aqua cross"), "flat"),
-    Noun("moon:white", (250, 250, 246), "moon", ("white moon", "pale crescent", "ivory moon"), "round"),
-    Noun("bar:brown", (128, 66, 20), "bar", ("brown bar", "wooden plank", "chestnut stick"), "flat"),
-    Noun(
-        "diamond:black",
-        (18, 18, 22),
-        "diamond",
-        ("black diamond", "dark rhombus", "ebony diamond"),
-        "pointed",
-    ),
-    Noun("dome:lime", (150, 240, 30), "dome", ("lime dome", "neon igloo", "lime half-disc"), "round"),
+    Noun("cross:cyan", (20, 214, 232), "cross", ("cyan cross", "turquoise cross", "cyan plus"), "flat"),
+    Noun("moon:white", (250, 250, 246), "moon", ("white moon", "pale moon", "white crescent"), "round"),
+    Noun("bar:brown", (128, 66, 20), "bar", ("brown bar", "wooden bar", "brown plank"), "flat"),
+    Noun("diamond:black", (18, 18, 22), "diamond", ("black diamond", "dark diamond", "black rhombus"), "pointed"),
+    Noun("dome:lime", (150, 240, 30), "dome", ("lime dome", "neon dome", "lime igloo"), "round"),
 )
 
+
+def _verb(key: str, motion: str, sign: int, phrases: str, category: str) -> Verb:
+    """A verb from templates ``a; b; c``; the EK-100 style instance is a template's words without the noun."""
+    pairs = [(text.replace("{n} ", "").replace(" {n}", "").replace(" ", "-"), text) for text in phrases.split("; ")]
+    return Verb(key, motion, sign, tuple(pairs), category)
+
+
 VERBS: tuple[Verb, ...] = (
-    Verb(
-        "move-left",
-        "x",
-        -1,
-        (
-            ("move-left", "move {n} left"),
-            ("slide-left", "slide {n} to the left"),
-            ("push-left", "push {n} leftwards"),
-        ),
-        "move",
-    ),
-    Verb(
-        "move-right",
-        "x",
-        1,
-        (
-            ("move-right", "move {n} right"),
-            ("slide-right", "slide {n} to the right"),
-            ("push-right", "push {n} rightwards"),
-        ),
-        "move",
-    ),
-    Verb(
-        "move-up",
-        "y",
-        -1,
-        (("move-up", "move {n} up"), ("lift", "lift {n}"), ("raise", "raise {n} upwards")),
-        "move",
-    ),
-    Verb(
-        "move-down",
-        "y",
-        1,
-        (("move-down", "move {n} down"), ("lower", "lower {n}"), ("drop", "drop {n} downwards")),
-        "move",
-    ),
-    Verb(
-        "grow",
-        "size",
-        1,
-        (("grow", "grow {n}"), ("enlarge", "enlarge {n}"), ("expand", "make {n} bigger")),
-        "change",
-    ),
-    Verb(
-        "shrink",
-        "size",
-        -1,
-        (("shrink", "shrink {n}"), ("reduce", "reduce {n}"), ("contract", "make {n} smaller")),
-        "change",
-    ),
-    Verb(
-        "turn-clockwise",
-        "angle",
-        1,
-        (
-            ("turn-clockwise", "turn {n} clockwise"),
-            ("rotate-clockwise", "rotate {n} clockwise"),
-            ("screw-in", "screw in {n}"),
-        ),
-        "turn",
-    ),
-    Verb(
-        "turn-anticlockwise",
+    _verb("move-left", "x", -1, "move {n} left; slide {n} left; push {n} to the left", "move"),
+    _verb("move-right", "x", 1, "move {n} right; slide {n} right; push {n} to the right", "move"),
+    _verb("move-up", "y", -1, "move {n} up; slide {n} up; lift {n} up", "move"),
+    _verb("move-down", "y", 1, "move {n} down; slide {n} down; drop {n} down", "move"),
+    _verb("grow", "size", 1, "grow {n}; enlarge {n}; grow {n} bigger", "change"),
+    _verb("shrink", "size", -1, "shrink {n}; reduce {n}; shrink {n} smaller", "change"),
+    _verb("turn-clockwise", "angle", 1, "turn {n} clockwise; rotate {n} clockwise; spin {n} clockwise", "turn"),
+    _verb(
+        "turn-counterclockwise",
         "angle",
         -1,
-        (
-            ("turn-anticlockwise", "turn {n} anticlockwise"),
-            ("rotate-anticlockwise", "rotate {n} counter-clockwise"),
-            ("unscrew", "unscrew {n}"),
-        ),
+        "turn {n} counterclockwise; rotate {n} counterclockwise; spin {n} counterclockwise",
         "turn",
     ),
-    Verb(
-        "appear",
-        "alpha",
-        1,
-        (("appear", "let {n} appear"), ("fade-in", "fade in {n}"), ("reveal", "reveal {n}")),
-        "change",
-    ),
-    Verb(
-        "disappear",
-        "alpha",
-        -1,
-        (("disappear", "let {n} disappear"), ("fade-out", "fade out {n}"), ("hide", "hide {n}")),
-        "change",
-    ),
-    Verb(
-        "shake",
-        "shake",
-        0,
-        (("shake", "shake {n}"), ("wiggle", "wiggle {n}"), ("rattle", "rattle {n}")),
-        "repeat",
-    ),
-    Verb(
-        "blink",
-        "blink",
-        0,
-        (("blink", "blink {n}"), ("flash", "flash {n}"), ("flicker", "make {n} flicker")),
-        "repeat",
-    ),
+    _verb("appear", "alpha", 1, "reveal {n}; show {n}; fade in {n}", "change"),
+    _verb("disappear", "alpha", -1, "hide {n}; conceal {n}; fade out {n}", "change"),
+    _verb("shake", "shake", 0, "shake {n}; wiggle {n}; shake {n} about", "repeat"),
+    _verb("blink", "blink", 0, "blink {n}; flash {n}; blink {n} on and off", "repeat"),
 )
 
 OPPOSITES: dict[int, int] = {

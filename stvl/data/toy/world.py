@@ -158,10 +158,14 @@ def rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
+#: Share of each spelling, the plain one first: like word frequencies in narrations, synonyms are a minority each.
+_SPELLINGS = (0.6, 0.2, 0.2)
+
+
 def phrase(rng: np.random.Generator, verb: int, noun: int) -> tuple[str, str, str]:
     """Draw one phrasing: (narration, verb instance, noun instance)."""
-    verb_text, template = VERBS[verb].phrases[int(rng.integers(len(VERBS[verb].phrases)))]
-    words = NOUNS[noun].phrases[int(rng.integers(len(NOUNS[noun].phrases)))]
+    verb_text, template = VERBS[verb].phrases[int(rng.choice(3, p=_SPELLINGS))]
+    words = NOUNS[noun].phrases[int(rng.choice(3, p=_SPELLINGS))]
     return template.format(n=words), verb_text, NOUNS[noun].instance(words)
 
 

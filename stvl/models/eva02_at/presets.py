@@ -18,8 +18,8 @@ _L_VIDEO = EVA02ATConfig(width=1024, depth=24, heads=16, patch=14)
 PRESETS = MappingProxyType(
     {
         "tiny": DualEncoderConfig(
-            video=EVA02ATConfig(width=128, depth=4, heads=4, patch=8, image_size=48),
-            text=ClipTextConfig(width=64, depth=2, heads=2, context=24),
+            video=EVA02ATConfig(width=128, depth=4, heads=2, patch=12, image_size=48, unroll=4),
+            text=ClipTextConfig(width=64, depth=2, heads=2, context=32, unroll=2),
             embedding=64,
         ),
         "ti16": DualEncoderConfig(

@@ -20,6 +20,6 @@ def attention_reference(
     scores = jnp.einsum("bqgre,bsge->bgrqs", q32, k32, precision="highest") * width**-0.5
     allowed = mask.as_array(queries, k.shape[1])
     weights = jax.nn.softmax(scores, axis=-1, where=allowed)
-    weights = jnp.where(allowed.any(axis=-1)[:, None], weights, 0.0)
+    weights = jnp.where(allowed.any(axis=-1, keepdims=True), weights, 0.0)
     out = jnp.einsum("bgrqs,bsge->bqgre", weights, v32, precision="highest")
     return out.reshape(q.shape).astype(q.dtype)

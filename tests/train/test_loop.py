@@ -1,0 +1,198 @@
+"""Whole runs, shrunk: what they write, how they stop, and that stopping loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stvl.train.loop as loop
+from stvl.core.errors import ConfigError, DataError, TrainingError
+from stvl.data.pipeline import LoaderOptions
+from stvl.data.sources import EpicSource
+from stvl.train.checkpoints import saved_experiment, steps
+from stvl.train.loop import NonFiniteLoss, Preempted, train
+from tests.fixtures import BATCH, FRAMES, TrainedRun, shrunk_model, tiny_experiment
+
+pytestmark = pytest.mark.usefixtures("shared_compiles")
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> dict[int, tuple[float, float]]:
+    """Step -> (loss, ids drawn); a step that was run twice must have given the same."""
+    found: dict[int, tuple[float, float]] = {}
+    for row in rows(folder):
+        if "loss" in row:
+            value = row["loss"], row["ids_crc"]
+            assert found.setdefault(int(row["step"]), value) == value
+    return found
+
+
+def test_a_run_leaves_a_log_results_events_and_checkpoints(tiny_run: TrainedRun):
+    log = [row for row in rows(tiny_run.folder) if "loss" in row]
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    speed = {"clips_per_second", "step_seconds", "data_wait", "mfu"}
+    for row in log:
+        assert set(row) == {"step", "time", "loss", "accuracy", "grad_norm", "ids_crc", *speed}
+        assert row["clips_per_second"] == pytest.approx(BATCH / row["step_seconds"])
+        assert 0 <= row["data_wait"] <= 1
+    assert log[0]["loss"] > 0.5 * math.log(BATCH)
+    names = {path.name for path in (tiny_run.folder / "results").iterdir()}
+    assert names == {"EpicMIR-6.json", "EgoMCQ-6.json", "Opposites-6.json"}
+    assert next((tiny_run.folder / "events").iterdir()).stat().st_size > 0
+    assert steps(tiny_run.folder) == [4, 6]
+    assert saved_experiment(tiny_run.folder) == tiny_run.experiment
+
+
+def test_scores_are_named_by_protocol_and_logged(tiny_run: TrainedRun):
+    assert {"EpicMIR/map.avg", "EgoMCQ/mcq.inter", "Opposites/opposites.mean"} <= set(tiny_run.scores)
+    assert all(0 <= score <= 1 for score in tiny_run.scores.values())
+    last = rows(tiny_run.folder)[-1]
+    assert {name: last[name] for name in tiny_run.scores} == tiny_run.scores
+
+
+def test_a_finished_run_says_so_and_evaluates(tiny_run: TrainedRun, tmp_path, capsys):
+    folder = shutil.copytree(tiny_run.folder, tmp_path / "copy")
+    evals = tiny_run.experiment.evals[1:2]
+    scores = train(dataclasses.replace(tiny_run.experiment, run=str(folder), evals=evals, best=""))
+    assert scores == {name: value for name, value in tiny_run.scores.items() if name.startswith("EgoMCQ")}
+    assert "has reached step 6 already; raise steps to train on" in capsys.readouterr().out
+
+
+def test_another_architecture_is_refused_before_anything_is_written(tiny_run: TrainedRun):
+    before = sorted(path.stat().st_mtime_ns for path in tiny_run.folder.rglob("*"))
+    other = dataclasses.replace(tiny_run.experiment, model=shrunk_model(depth=1))
+    with pytest.raises(TrainingError, match=r"model\.video\.depth: the checkpoint has 2, this run asks for 1"):
+        train(other)
+    assert sorted(path.stat().st_mtime_ns for path in tiny_run.folder.rglob("*")) == before
+
+
+def test_another_data_order_is_refused(tiny_run: TrainedRun):
+    loader = dataclasses.replace(tiny_run.experiment.loader, seed=5)
+    with pytest.raises(DataError, match="the saved data order has seed 0, this run has 5"):
+        train(dataclasses.replace(tiny_run.experiment, loader=loader))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, shared_compiles: None) -> Path:
+    """The folder of a run of six steps that nothing interrupts, without protocols."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny_experiment(tiny_world, folder))
+    return folder
+
+
+def arrays(folder: Path, step: int) -> dict[str, bytes]:
+    """Every parameter of a checkpoint, as bytes."""
+    from stvl.train.encoders import load_run
+    from tests.fixtures import leaves
+
+    return {name: leaf.tobytes() for name, leaf in leaves(load_run(folder, step=step).params).items()}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send SIGTERM to this process when `step` is drawn."""
+    advance = loop.Run.advance
+
+    def advance_and_send(self: Any, number: int) -> Any:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, number)
+
+    monkeypatch.setattr(loop.Run, "advance", advance_and_send)
+
+
+def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tiny_world, tmp_path, monkeypatch, capsys):
+    experiment = tiny_experiment(tiny_world, tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3)
+        with pytest.raises(Preempted, match="SIGTERM: saved step 3 in .*; the same command goes on") as problem:
+            train(experiment)
+    assert problem.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert steps(tmp_path) == [2, 3]
+    train(experiment)
+    assert "resumed from step 3" in capsys.readouterr().out
+    assert losses(tmp_path) == losses(whole)
+    assert len(losses(whole)) == 6
+    assert arrays(tmp_path, 6) == arrays(whole, 6)
+
+
+def test_sigterm_in_the_last_step_is_a_finished_run(tiny_world, tmp_path, monkeypatch):
+    interrupt(monkeypatch, 6)
+    train(tiny_experiment(tiny_world, tmp_path))
+    assert steps(tmp_path)[-1] == 6
+
+
+def spoil_metric(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> list[np.ndarray]:
+    """Let a metric of `step` be NaN; the list gets the rows drawn in every step."""
+    advance, drawn = loop.Run.advance, []
+
+    def advance_and_spoil(self: Any, number: int) -> Any:
+        sent = advance(self, number)
+        drawn.append(sent.index)
+        if number == step:
+            sent.metrics[name] = np.float32("nan")
+        return sent
+
+    monkeypatch.setattr(loop.Run, "advance", advance_and_spoil)
+    return drawn
+
+
+@pytest.mark.parametrize(("metric", "said"), [("loss", "loss"), ("grad_norm", "gradient's norm")])
+def test_non_finite_numbers_stop_the_run_with_the_clips(metric, said, tiny_world, tmp_path, monkeypatch):
+    drawn = spoil_metric(monkeypatch, metric, 4)
+    experiment = tiny_experiment(tiny_world, tmp_path)
+    with pytest.raises(NonFiniteLoss, match=f"the {said} of step 4 is nan; ids of its batch: ") as problem:
+        train(experiment)
+    assert problem.value.exit_code == 4
+    ids = str(problem.value).split("batch: ")[1].split(". The newest checkpoint is of step 2;")[0].split(", ")
+    table = experiment.source.load()
+    assert ids == [table[int(row)].id for row in drawn[3]]
+    # Step 4 was a step to save at; what it made is not there.
+    assert steps(tmp_path) == [2]
+
+
+def test_best_must_be_a_score_of_the_protocols(tiny_run: TrainedRun, tmp_path):
+    evals = tiny_run.experiment.evals[1:2]
+    with pytest.raises(ConfigError, match=r"best = 'EgoMCQ/mcq.intre' is no score .*did you mean 'EgoMCQ/mcq.intra'"):
+        train(dataclasses.replace(tiny_run.experiment, run=str(tmp_path), evals=evals, best="EgoMCQ/mcq.intre"))
+
+
+@pytest.fixture
+def damaged(tiny_world: Path, tmp_path: Path) -> Path:
+    """The toy world with one of its four training videos cut to a stub."""
+    world = shutil.copytree(tiny_world, tmp_path / "world")
+    (world / "videos/P01/P01_02.mp4").write_bytes(b"no video")
+    return world
+
+
+def with_limit(world: Path, run: Path, share: float) -> Any:
+    loader = LoaderOptions(batch=BATCH, frames=FRAMES, threads=1, max_bad_share=share)
+    source = EpicSource(csv=f"{world}/EPIC_100_retrieval_train.csv", videos=f"{world}/videos")
+    return tiny_experiment(world, run, loader=loader, source=source)
+
+
+def test_one_damaged_file_is_skipped_and_told(damaged, tmp_path, capsys):
+    train(with_limit(damaged, tmp_path / "run", 0.5))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped ")]
+    assert len(told) == 1
+    assert "P01_02.mp4 (row " in told[0]
+    assert steps(tmp_path / "run") == [4, 6]
+
+
+def test_too_many_damaged_files_stop_the_run(damaged, tmp_path):
+    with pytest.raises(TrainingError, match=r"samples \(.*\) were damaged, the limit \(max_bad_share\) is 1.0%") as problem:
+        train(with_limit(damaged, tmp_path / "run", 0.01))
+    assert "P01_02.mp4 (row " in str(problem.value)
