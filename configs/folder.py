@@ -20,7 +20,9 @@ from stvl.train.experiment import Experiment
 from stvl.train.optimizers import AdamW, Schedule
 
 
-def experiment(folder: str = "clips", captions: str = "captions.csv", exclude: tuple[str, ...] = ()) -> Experiment:
+def experiment(
+    folder: str = "clips", captions: str = "captions.csv", exclude: tuple[str, ...] = ()
+) -> Experiment:
     """The run.
 
     Args:

@@ -18,8 +18,7 @@ from stvl.data.sources import EpicSource
 from stvl.data.text import ClipTokenizer
 from stvl.data.toy import OPPOSITES
 from stvl.eval.protocols.egomcq import EgoMCQ
-from stvl.eval.protocols.epic_mir import EpicMIR
-from stvl.eval.protocols.epic_mir import Opposites
+from stvl.eval.protocols.epic_mir import EpicMIR, Opposites
 from stvl.losses.infonce import InfoNCE
 from stvl.models.eva02_at.presets import preset
 from stvl.train.experiment import Experiment
@@ -34,7 +33,10 @@ def experiment(world: str = "runs/quickstart/world", positions: str = "both") ->
         positions: temporal positions of the model: learned, rope, both or none.
     """
     tiny = preset("tiny")
-    video = dataclasses.replace(tiny.video, temporal_positions=positions)
+    # Clips of four frames: with the paper's base of 10000 the column pairs, which hold the slow half of the time ladder,
+    # hardly turn over three frame steps, and left against right is learned late (65 % after 1,100 steps, up and down 96 %).
+    rope = dataclasses.replace(tiny.video.rope, base_time=10.0)
+    video = dataclasses.replace(tiny.video, temporal_positions=positions, rope=rope)
     train_videos, test_videos = f"{world}/videos", f"{world}/videos"
     test_csv = f"{world}/EPIC_100_retrieval_test.csv"
     pairs = tuple((one, other) for one, other in OPPOSITES.items() if one < other)
@@ -48,9 +50,11 @@ def experiment(world: str = "runs/quickstart/world", positions: str = "both") ->
         loader=LoaderOptions(batch=64, frames=4),
         loss=InfoNCE(temperature=0.05),
         optimizer=AdamW(schedule=Schedule(peak=1e-3, end=1e-5, warmup=50), b2=0.98, weight_decay=0.05),
-        steps=1000,
+        steps=1300,
         evals=(
-            EpicMIR(csv=test_csv, sentences=f"{world}/EPIC_100_retrieval_test_sentence.csv", videos=test_videos),
+            EpicMIR(
+                csv=test_csv, sentences=f"{world}/EPIC_100_retrieval_test_sentence.csv", videos=test_videos
+            ),
             EgoMCQ(json=f"{world}/egomcq.json", videos=f"{test_videos}/P02"),
             Opposites(csv=test_csv, videos=test_videos, pairs=pairs),
         ),

@@ -100,7 +100,9 @@ def tiny_experiment(world: Path | str, run: Path | str = "", **changes: Any) -> 
     return Experiment(**(fields | changes))
 
 
-def random_batch(seed: int, batch: int = BATCH, frames: int = FRAMES, size: int = SIZE) -> dict[str, np.ndarray]:
+def random_batch(
+    seed: int, batch: int = BATCH, frames: int = FRAMES, size: int = SIZE
+) -> dict[str, np.ndarray]:
     """Frames of noise and random words between CLIP's start and end ids."""
     rng = np.random.default_rng(seed)
     text = np.zeros((batch, CONTEXT), np.int32)
@@ -181,9 +183,7 @@ class TrainedRun:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(
-    tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, shared_compiles: None
-) -> TrainedRun:
+def tiny_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory, shared_compiles: None) -> TrainedRun:
     """Six steps on the toy world with all three protocols, an average, and a best checkpoint. Read only."""
     from stvl.eval.protocols.egomcq import EgoMCQ
     from stvl.eval.protocols.epic_mir import EpicMIR, Opposites

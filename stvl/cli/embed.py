@@ -47,7 +47,9 @@ def run(argv: list[str]) -> int:
     else:
         decoder = PyAVDecoder()
         clips = tuple(
-            Clip(id=path, path=path, start=0.0, end=decoder.probe(path).duration, text=Path(path).stem, row=row)
+            Clip(
+                id=path, path=path, start=0.0, end=decoder.probe(path).duration, text=Path(path).stem, row=row
+            )
             for row, path in enumerate(args.videos, 1)
         )
         made = embed_table(encoders, ClipTable(clips, "the command line"))

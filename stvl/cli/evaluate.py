@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import tyro
 
 from stvl.cli.main import console, parse_args
+from stvl.cli.runs import newest_run
 
 
 @dataclasses.dataclass
 class Args:
     """Evaluate run folders by the protocols of their experiments; several runs are printed side by side."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders, as `stvl train ... run=DIR` writes them."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Run folders, as `stvl train ... run=DIR` writes them; default: the newest under runs/."""
     protocols: tuple[str, ...] = ()
     """Names of protocols (EpicMIR, EgoMCQ, Opposites); default: all of the experiment's."""
     frames: int | None = None
@@ -28,7 +29,7 @@ class Args:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args = parse_args(Args, argv, "eval")
-    results = {name: _evaluate(Path(name), args) for name in args.runs}
+    results = {name: _evaluate(Path(name), args) for name in args.runs or [str(newest_run(None))]}
     if len(results) > 1:
         console().print(_side_by_side(results))
     return 0

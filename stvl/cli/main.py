@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from stvl import __version__
@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("stvl.cli.data_check", "decode videos and name the damaged ones"),
 }
 
+_HELP = ("-h", "--help", "help")
+
 _EXITS = """exit codes:
   0   done
   1   an error, explained on stderr
@@ -34,8 +36,21 @@ _EXITS = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except StvlError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return int(getattr(problem, "exit_code", 1))
+    except BrokenPipeError:
+        # `stvl ... | head`: the reader left; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in _HELP or (argv[0] == "data" and argv[1:2] and argv[1] in _HELP):
         print(usage())
         return 0
     if argv[0] in ("-V", "--version"):
@@ -43,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = _split(argv)
     if name not in COMMANDS:
-        heads = {command.split()[-1] if argv[0] == "data" else command for command in COMMANDS}
-        print(f"error: stvl has no command {name!r}{nearest(name.split()[-1], heads)}", file=sys.stderr)
+        heads = {command for command in COMMANDS if command.startswith("data ") or argv[0] != "data"}
+        print(f"error: stvl has no command {name!r}{nearest(name, heads)}", file=sys.stderr)
         return 2
-    return _call(importlib.import_module(COMMANDS[name][0]).run, rest)
+    return importlib.import_module(COMMANDS[name][0]).run(rest)
 
 
 def usage() -> str:
@@ -68,18 +83,6 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     if argv[0] == "data" and len(argv) > 1 and not argv[1].startswith("-"):
         return f"data {argv[1]}", argv[2:]
     return argv[0], argv[1:]
-
-
-def _call(run: Callable[[list[str]], int], argv: list[str]) -> int:
-    try:
-        return run(argv)
-    except StvlError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return int(getattr(problem, "exit_code", 1))
-    except BrokenPipeError:
-        # `stvl ... | head`: the reader left; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def console() -> Any:

@@ -17,6 +17,8 @@ def newest_run(asked: str | None) -> Path:
         return Path(asked)
     found = sorted(Path("runs").glob("**/checkpoints"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ConfigError("no --run DIR was given and ./runs holds no trained run: train one with `stvl train CONFIG`")
+        raise ConfigError(
+            "no --run DIR was given and ./runs holds no trained run: train one with `stvl train CONFIG`"
+        )
     print(f"model: {found[-1].parent}")
     return found[-1].parent

@@ -47,7 +47,9 @@ def run(argv: list[str]) -> int:
     from stvl.train.encoders import load_run
 
     if args.build is None and args.index is None:
-        raise ConfigError("give --build FOLDER to index videos, or --index FILE to search an index written before")
+        raise ConfigError(
+            "give --build FOLDER to index videos, or --index FILE to search an index written before"
+        )
     encoders = load_run(newest_run(args.run), frames=args.frames)
     if args.build is None:
         index = Index.load(args.index or "")

@@ -28,7 +28,9 @@ def config(cls: type[T]) -> type[T]:
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     known = _REGISTRY.get(made.__name__)
     if known is not None and (known.__module__, known.__qualname__) != (made.__module__, made.__qualname__):
-        raise ConfigError(f"two config classes are called {made.__name__!r}: {known.__module__} and {made.__module__}")
+        raise ConfigError(
+            f"two config classes are called {made.__name__!r}: {known.__module__} and {made.__module__}"
+        )
     _REGISTRY[made.__name__] = made
     return made
 
@@ -52,7 +54,9 @@ def to_dict(value: Any) -> Any:
         return [to_dict(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ConfigError(f"a config may hold numbers, strings, tuples and configs, not {type(value).__name__}: {value!r}")
+    raise ConfigError(
+        f"a config may hold numbers, strings, tuples and configs, not {type(value).__name__}: {value!r}"
+    )
 
 
 def from_dict(data: Any) -> Any:
@@ -158,7 +162,9 @@ def parse(text: str, hint: Any, name: str) -> Any:
             raise ConfigError(f"{name} is {kind}, found {text!r}") from None
     if hint is str:
         return text
-    raise ConfigError(f"{name} holds {getattr(hint, '__name__', hint)}, which one word cannot spell: set its fields")
+    raise ConfigError(
+        f"{name} holds {getattr(hint, '__name__', hint)}, which one word cannot spell: set its fields"
+    )
 
 
 def _parse_union(text: str, args: tuple[Any, ...], name: str) -> Any:

@@ -15,7 +15,9 @@ from stvl.core.axes import logical
 #: Logical axis name -> mesh axes that it may be split over, most wanted first.
 Rules = Mapping[str, tuple[str, ...]]
 
-_IN_FORCE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar("stvl_sharding", default=None)
+_IN_FORCE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
+    "stvl_sharding", default=None
+)
 
 
 @contextlib.contextmanager
@@ -28,7 +30,9 @@ def activation_sharding(mesh: Mesh, rules: Rules) -> Iterator[None]:
         _IN_FORCE.reset(token)
 
 
-def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+def partition_spec(
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules
+) -> PartitionSpec:
     """Mesh axes for an array with logical axes `names`; an axis is left whole where its size does not divide.
 
     A mesh axis is used once in an array: the first logical axis that wants it takes it.

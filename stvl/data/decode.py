@@ -328,6 +328,8 @@ class _Convert:
             self._size = (round(picture.width * scale), round(picture.height * scale))
         width, height = self._size
         kind = "BILINEAR" if (width, height) == (picture.width, picture.height) else "AREA"
-        rgb = self._reformatter.reformat(picture, width, height, "rgb24", interpolation=kind, threads=1).to_ndarray()
+        rgb = self._reformatter.reformat(
+            picture, width, height, "rgb24", interpolation=kind, threads=1
+        ).to_ndarray()
         turns = round(picture.rotation / 90) % 4
         return np.rot90(rgb, turns) if turns else rgb

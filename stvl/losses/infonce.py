@@ -25,7 +25,10 @@ class InfoNCE:
     directions: Literal["mean", "sum"] = "mean"
 
     def __call__(
-        self, video: Float[Array, "b o"], text: Float[Array, "b o"], temperature: Float[Array, ""] | None = None
+        self,
+        video: Float[Array, "b o"],
+        text: Float[Array, "b o"],
+        temperature: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
         scale = 1.0 / (self.temperature if temperature is None else temperature)
@@ -33,7 +36,10 @@ class InfoNCE:
 
 
 def infonce(
-    video: Float[Array, "b o"], text: Float[Array, "b o"], scale: float | Float[Array, ""], directions: str = "mean"
+    video: Float[Array, "b o"],
+    text: Float[Array, "b o"],
+    scale: float | Float[Array, ""],
+    directions: str = "mean",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """``-1/B sum_i log softmax_j(scale * v_i . t_j)_i`` and the same with clips and texts exchanged.
 

@@ -73,6 +73,8 @@ class TextEncoder(nn.Module):
 
     def _block(self) -> functools.partial[nn.Module]:
         cfg = self.config
-        attention = functools.partial(SelfAttention, heads=cfg.heads, mask=Causal(), dtype=self.dtype, impl=self.impl)
+        attention = functools.partial(
+            SelfAttention, heads=cfg.heads, mask=Causal(), dtype=self.dtype, impl=self.impl
+        )
         mlp = functools.partial(Mlp, hidden=4 * cfg.width, dtype=self.dtype)
         return functools.partial(Block, attention, mlp, eps=1e-5, dtype=self.dtype)

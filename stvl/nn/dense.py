@@ -50,7 +50,9 @@ class Dense(nn.Module):
         out = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
         if self.use_bias:
             letters = " ".join(self.axes.split()[self.inputs :])
-            bias = self.param("bias", named(nn.initializers.zeros, letters), tuple(self.features), jnp.float32)
+            bias = self.param(
+                "bias", named(nn.initializers.zeros, letters), tuple(self.features), jnp.float32
+            )
             out = out + bias.astype(self.dtype)
         return out
 

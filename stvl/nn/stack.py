@@ -50,7 +50,9 @@ class Block(nn.Module):
         inner = LayerNorm(self.eps, dtype=self.dtype, name="mlp_norm")(x)
         return x + self._drop_path(self.mlp(name="mlp")(inner), drop_rate, train), None
 
-    def _drop_path(self, branch: Float[Array, "b n d"], rate: Float[Array, ""], train: bool) -> Float[Array, "b n d"]:
+    def _drop_path(
+        self, branch: Float[Array, "b n d"], rate: Float[Array, ""], train: bool
+    ) -> Float[Array, "b n d"]:
         if not train or not self.has_rng("drop_path"):
             return branch
         keep = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - rate, (branch.shape[0], 1, 1))
@@ -84,7 +86,9 @@ class Stack(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if self.remat != "none":
             # Arguments are counted from self: 4 is `train`. Under scan, XLA cannot undo remat by common subexpressions.
-            lifted = nn.remat(self.block.func, policy=REMAT[self.remat], prevent_cse=False, static_argnums=(4,))
+            lifted = nn.remat(
+                self.block.func, policy=REMAT[self.remat], prevent_cse=False, static_argnums=(4,)
+            )
         else:
             lifted = self.block.func
         scanned = nn.scan(
@@ -98,4 +102,3 @@ class Stack(nn.Module):
         )
         x, _ = scanned(*self.block.args, **self.block.keywords, name="layers")(x, rates, rotary, train)
         return x
-

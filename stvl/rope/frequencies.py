@@ -17,5 +17,7 @@ def ladder(pairs: int, base: float) -> Float[np.ndarray, "p"]:
         ConfigError: no pairs, or a base that is not above 0.
     """
     if pairs < 1 or base <= 0:
-        raise ConfigError(f"a ladder needs at least one pair and a base above 0, found {pairs} pairs, base {base}")
+        raise ConfigError(
+            f"a ladder needs at least one pair and a base above 0, found {pairs} pairs, base {base}"
+        )
     return base ** (-np.arange(pairs, dtype=np.float64) / pairs)

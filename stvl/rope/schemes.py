@@ -61,7 +61,9 @@ class AxialRope:
     def coords(self, frames: int, rows: int, columns: int, prefix: int = 1) -> Float[np.ndarray, "n a"]:
         """Rescaled (y, x), repeated over the frames."""
         _, y, x = grid(frames, rows, columns).T
-        places = np.stack([rescale(y, rows, self.reference_grid), rescale(x, columns, self.reference_grid)], axis=-1)
+        places = np.stack(
+            [rescale(y, rows, self.reference_grid), rescale(x, columns, self.reference_grid)], axis=-1
+        )
         return with_prefix(places, prefix)
 
 

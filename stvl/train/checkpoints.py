@@ -54,7 +54,9 @@ class Checkpoints:
         policies: list[Any] = [preservation_policy.LatestN(experiment.keep)]
         if experiment.best:
             best = preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[experiment.best], n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda metrics: metrics[experiment.best],
+                n=1,
+                keep_checkpoints_without_metrics=False,
             )
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
@@ -109,7 +111,7 @@ class Checkpoints:
 
 
 def steps(folder: Path) -> list[int]:
-    """Finished checkpoints of a run folder, oldest first; folders that lack a part (a torn copy, a full disk) are left out."""
+    """Finished checkpoints of a run folder, oldest first; folders that lack a part (a torn copy) are left out."""
     root = folder / "checkpoints"
     if not root.is_dir():
         return []
@@ -125,8 +127,15 @@ def saved_experiment(folder: Path, step: int | None = None) -> Experiment:
     """
     found = steps(folder)
     if not found:
-        raise TrainingError(f"{folder} holds no finished checkpoint; a run folder is what `stvl train ... run=DIR` writes")
-    text = (folder / "checkpoints" / str(found[-1] if step is None else step) / "experiment" / "metadata").read_text()
+        raise TrainingError(
+            f"{folder} holds no finished checkpoint; a run folder is what `stvl train ... run=DIR` writes"
+        )
+    if step is not None and step not in found:
+        raise TrainingError(
+            f"{folder} holds no checkpoint of step {step} (there are: {', '.join(map(str, found))})"
+        )
+    chosen = str(found[-1] if step is None else step)
+    text = (folder / "checkpoints" / chosen / "experiment" / "metadata").read_text()
     return from_dict(json.loads(text))
 
 
@@ -141,7 +150,9 @@ def refuse_other_model(saved: Experiment, asked: Experiment, folder: Path) -> No
     if parts:
         lines = [f"  {path}: the checkpoint has {old}, this run asks for {new}" for path, old, new in parts]
         raise TrainingError(
-            f"{folder} was trained with another architecture:\n" + "\n".join(lines) + "\nset these fields back, or "
+            f"{folder} was trained with another architecture:\n"
+            + "\n".join(lines)
+            + "\nset these fields back, or "
             "choose another run folder with run=DIR"
         )
 

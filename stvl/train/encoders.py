@@ -35,7 +35,9 @@ class ModelEncoders:
         if self.frames < 1:
             raise ConfigError(f"frames is at least 1, found {self.frames}")
         model, _ = build(experiment)
-        self._video = jax.jit(lambda params, video: model.apply({"params": params}, video, method="encode_video"))
+        self._video = jax.jit(
+            lambda params, video: model.apply({"params": params}, video, method="encode_video")
+        )
         self._text = jax.jit(lambda params, ids: model.apply({"params": params}, ids, method="encode_text"))
 
     def describe(self) -> dict[str, Any]:
@@ -65,7 +67,9 @@ class ModelEncoders:
 def weights_sha256(params: Params) -> str:
     """Hash over names, shapes and values of all parameters, independent of the order of the tree."""
     digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [
+        (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
     for name, leaf in sorted(leaves, key=lambda item: item[0]):
         array = np.asarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -21,8 +21,7 @@ from stvl.data.sources import EpicSource, ManifestSource
 from stvl.data.text import ClipTokenizer
 from stvl.dist.mesh import MeshConfig
 from stvl.eval.protocols.egomcq import EgoMCQ
-from stvl.eval.protocols.epic_mir import EpicMIR
-from stvl.eval.protocols.epic_mir import Opposites
+from stvl.eval.protocols.epic_mir import EpicMIR, Opposites
 from stvl.losses.infonce import InfoNCE
 from stvl.models.dual import DualEncoderConfig
 from stvl.train.optimizers import AdamW
@@ -82,7 +81,9 @@ class Experiment:
         for name in ("train_transform", "eval_transform"):
             found = getattr(self, name).size
             if found != size:
-                raise ConfigError(f"{name}.size is {found}, the model takes frames of model.video.image_size = {size}")
+                raise ConfigError(
+                    f"{name}.size is {found}, the model takes frames of model.video.image_size = {size}"
+                )
         if self.tokenizer.context_length > self.model.text.context:
             raise ConfigError(
                 f"tokenizer.context_length is {self.tokenizer.context_length}, model.text.context is only "

@@ -6,7 +6,6 @@ import dataclasses
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -90,7 +89,10 @@ class Run:
             self.hooks = Hooks(terminal, JsonLines(self.folder), TensorBoard(self.folder))
         peak, self.peak_source = peak_flops(jax.local_devices()[0])
         flops = train_flops(
-            experiment.model, experiment.loader.frames, experiment.tokenizer.context_length, experiment.loader.batch
+            experiment.model,
+            experiment.loader.frames,
+            experiment.tokenizer.context_length,
+            experiment.loader.batch,
         )
         self.ideal_seconds = flops / (peak * jax.device_count())
         self.clock = Clock()
@@ -105,8 +107,13 @@ class Run:
 
     def greet(self) -> None:
         """Say what is about to happen."""
-        experiment, count = self.experiment, sum(leaf.size for leaf in jax.tree.leaves(self.starter.abstract.params))
-        sizes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1) or "one device"
+        experiment, count = (
+            self.experiment,
+            sum(leaf.size for leaf in jax.tree.leaves(self.starter.abstract.params)),
+        )
+        sizes = (
+            " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1) or "one device"
+        )
         self.hooks.say(
             f"{experiment.name}: {count / 1e6:.1f} M parameters, {len(self.table)} clips, batch {experiment.loader.batch}, "
             f"{experiment.compute_dtype}, {jax.default_backend()} ({sizes}), peak {self.peak_source}"
@@ -226,7 +233,9 @@ def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
             run.save(scores if due or last else None)
         if stop and not last:
             run.checkpoints.wait()
-            raise Preempted(f"SIGTERM: saved step {number} in {run.folder}; the same command goes on from there")
+            raise Preempted(
+                f"SIGTERM: saved step {number} in {run.folder}; the same command goes on from there"
+            )
     if run.start >= experiment.steps:
         run.hooks.say(f"{run.folder} has reached step {run.start} already; raise steps to train on")
         scores = run.evaluate(run.start)

@@ -51,7 +51,9 @@ class Schedule:
             rest = optax.cosine_decay_schedule(self.peak, max(steps - self.warmup, 1), self.end / self.peak)
         if not self.warmup:
             return rest
-        return optax.join_schedules([optax.linear_schedule(self.start, self.peak, self.warmup), rest], [self.warmup])
+        return optax.join_schedules(
+            [optax.linear_schedule(self.start, self.peak, self.warmup), rest], [self.warmup]
+        )
 
 
 @config
@@ -74,5 +76,12 @@ class AdamW:
 
     def make(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation of a run of `steps` steps."""
-        adam = optax.adamw(self.schedule.make(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
+        adam = optax.adamw(
+            self.schedule.make(steps),
+            self.b1,
+            self.b2,
+            self.eps,
+            weight_decay=self.weight_decay,
+            mask=decay_mask,
+        )
         return adam if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), adam)

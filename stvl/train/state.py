@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from stvl.core.errors import ConfigError
 from stvl.dist.mesh import replicated
 from stvl.dist.params import like_params, param_shardings
 from stvl.models.dual import DualEncoder
@@ -41,7 +42,9 @@ class TrainState:
 
 def build(experiment: Experiment) -> tuple[DualEncoder, optax.GradientTransformation]:
     """The model and the optimizer of an experiment."""
-    return DualEncoder(experiment.model, experiment.compute_dtype), experiment.optimizer.make(experiment.steps)
+    return DualEncoder(experiment.model, experiment.compute_dtype), experiment.optimizer.make(
+        experiment.steps
+    )
 
 
 def abstract_inputs(experiment: Experiment, batch: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -52,9 +55,14 @@ def abstract_inputs(experiment: Experiment, batch: int) -> tuple[jax.ShapeDtypeS
 
 
 class Starter:
-    """Makes the initial state of an experiment and tells the shapes and shardings of every state of it."""
+    """Makes the initial state of an experiment and tells the shapes and shardings of every state of it.
+
+    Raises:
+        ConfigError: a batch that the mesh cannot split evenly.
+    """
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
+        _refuse_uneven(experiment.loader.batch, mesh.shape["data"] * mesh.shape["fsdp"])
         self.experiment, self.mesh = experiment, mesh
         self.model, self.optimizer = build(experiment)
         boxed = jax.eval_shape(self._boxed, jax.random.key(0))
@@ -91,4 +99,13 @@ class Starter:
             params=params,
             opt_state=self.optimizer.init(params),
             ema=None if self.experiment.ema is None else jax.tree.map(jnp.copy, params),
+        )
+
+
+def _refuse_uneven(batch: int, slices: int) -> None:
+    if batch % slices:
+        near = [size for size in (batch // slices * slices, (batch // slices + 1) * slices) if size]
+        raise ConfigError(
+            f"loader.batch is {batch}, the mesh (data x fsdp) cuts a batch into {slices} slices: "
+            f"set loader.batch to {' or '.join(map(str, near))}, or another mesh"
         )

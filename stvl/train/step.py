@@ -21,7 +21,11 @@ Step = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
 
 def train_step(
-    state: TrainState, batch: dict[str, Any], *, model: DualEncoder, optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: dict[str, Any],
+    *,
+    model: DualEncoder,
+    optimizer: optax.GradientTransformation,
     experiment: Experiment,
 ) -> tuple[TrainState, Metrics]:
     """``params - update(gradient of loss(model(video), model(text)))`` and the metrics of the batch."""

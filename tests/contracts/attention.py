@@ -1,8 +1,8 @@
 """What every attention backend promises. A backend joins with three lines::
 
-    class TestMine(AttentionContract):
-        backend = "mine"
-        declines = {"blind rows": "reason, as a pattern"}
+class TestMine(AttentionContract):
+    backend = "mine"
+    declines = {"blind rows": "reason, as a pattern"}
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def plain(q: Any, k: Any, v: Any, ct: Any, mask: Mask) -> tuple[np.ndarray, Arra
     return out, (dq, dk, dv)
 
 
-def run(impl: str | None, arrays: tuple[jax.Array, ...], mask: Mask) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def run(
+    impl: str | None, arrays: tuple[jax.Array, ...], mask: Mask
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Output and gradients of a backend."""
     *qkv, ct = arrays
 

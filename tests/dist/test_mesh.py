@@ -30,7 +30,10 @@ def test_minus_one_takes_the_devices_that_are_left():
 
 
 WRONG = [
-    (MeshConfig(data=3), r"data 3 x fsdp 1 x context 1 x tensor 1 needs 3 devices, found 8: set one size to -1"),
+    (
+        MeshConfig(data=3),
+        r"data 3 x fsdp 1 x context 1 x tensor 1 needs 3 devices, found 8: set one size to -1",
+    ),
     (MeshConfig(data=8, tensor=2), "needs 16 devices, found 8"),
     (MeshConfig(fsdp=3), "does not fit 8 devices: 3 does not divide them"),
     (MeshConfig(data=-1, fsdp=-1), "one of them may be -1"),
@@ -115,7 +118,8 @@ class Named:
 
 @pytest.mark.usefixtures("as_installed")
 @pytest.mark.parametrize(
-    ("kind", "peak"), [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("TPU v5p", 459e12)]
+    ("kind", "peak"),
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("TPU v5p", 459e12)],
 )
 def test_peak_is_the_data_sheets_by_the_longest_name(kind, peak):
     rate, source = peak_flops(Named(kind))

@@ -101,7 +101,9 @@ def test_block_flops_by_hand():
 
 def test_forward_flops_agree_with_xla():
     # XLA counts a scan's body once, so the stack is one block deep.
-    cfg = dataclasses.replace(DUAL, video=dataclasses.replace(VIDEO, width=64), text=dataclasses.replace(TEXT, width=64, depth=1))
+    cfg = dataclasses.replace(
+        DUAL, video=dataclasses.replace(VIDEO, width=64), text=dataclasses.replace(TEXT, width=64, depth=1)
+    )
     model = DualEncoder(cfg)
     inputs = jax.ShapeDtypeStruct((4, 2, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((4, 8), jnp.int32)
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))

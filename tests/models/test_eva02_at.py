@@ -66,7 +66,9 @@ class Spy:
         return v
 
 
-def attention_inputs(monkeypatch: pytest.MonkeyPatch, mode: str, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def attention_inputs(
+    monkeypatch: pytest.MonkeyPatch, mode: str, video: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Turned q and k (b n h e) of the first layer."""
     spy = Spy()
     monkeypatch.setattr(stvl.nn.attention, "attention", spy)
@@ -118,7 +120,9 @@ def test_longer_clips_read_the_table_in_between():
 
 def test_tubes_halve_the_frames():
     cfg = config("both", tube=2)
-    shapes = jax.eval_shape(VideoEncoder(cfg, 8).init, jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))["params"]
+    shapes = jax.eval_shape(VideoEncoder(cfg, 8).init, jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))[
+        "params"
+    ]
     assert shapes["positions"]["time"].value.shape == (2, 32)
     assert shapes["stem"]["kernel"].value.shape == (2, 8, 8, 3, 32)
 

@@ -85,7 +85,9 @@ def test_layer_norm_by_hand():
 
 def test_layer_norm_statistics_are_f32_for_bf16_inputs():
     x = jnp.asarray(1000 + np.arange(8.0) * 8, jnp.bfloat16)
-    out = LayerNorm(1e-6, dtype=jnp.bfloat16).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x)
+    out = LayerNorm(1e-6, dtype=jnp.bfloat16).apply(
+        {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, x
+    )
     x64 = np.asarray(x, np.float64)
     np.testing.assert_allclose(np.asarray(out, np.float64), (x64 - x64.mean()) / x64.std(), atol=2e-2)
 
@@ -115,11 +117,15 @@ def test_self_attention(key_bias, sub_norm):
     out, p = made(SelfAttention(heads=2, key_bias=key_bias, sub_norm=sub_norm), x)
     assert ("bias" in p["key"]) == key_bias
     assert ("norm" in p) == sub_norm
-    q, k, v = (np.einsum("bnd,dhe->bnhe", x, p[n]["kernel"]) + p[n].get("bias", 0) for n in ("query", "key", "value"))
+    q, k, v = (
+        np.einsum("bnd,dhe->bnhe", x, p[n]["kernel"]) + p[n].get("bias", 0) for n in ("query", "key", "value")
+    )
     inner, _ = plain(q, k, v, np.zeros_like(q), Full())
     if sub_norm:
         inner = norm(inner, p["norm"], axes=2)
-    np.testing.assert_allclose(out, np.einsum("bnhe,hed->bnd", inner, p["out"]["kernel"]) + p["out"]["bias"], atol=1e-4)
+    np.testing.assert_allclose(
+        out, np.einsum("bnhe,hed->bnd", inner, p["out"]["kernel"]) + p["out"]["bias"], atol=1e-4
+    )
 
 
 def test_self_attention_refuses_a_width_that_heads_do_not_divide():
@@ -177,7 +183,9 @@ def test_position_tables_add_place_and_time():
     np.testing.assert_allclose(out, expected, atol=1e-6)
     shorter, p = made(PositionTables((2, 3), frames=4), x[:, :2])
     time = (p["time"][[0, 2]] + p["time"][[1, 3]]) / 2
-    np.testing.assert_allclose(shorter, np.asarray(x[:, :2]) + p["space"].reshape(2, 3, 5) + time[:, None, None], atol=1e-6)
+    np.testing.assert_allclose(
+        shorter, np.asarray(x[:, :2]) + p["space"].reshape(2, 3, 5) + time[:, None, None], atol=1e-6
+    )
 
 
 def test_time_starts_at_zero_and_may_be_left_out():

@@ -25,7 +25,8 @@ BLOCK = functools.partial(
 )
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, WIDTH)), jnp.float32)
 ROTARY = Rotary(
-    jnp.asarray(AxialRope().coords(1, 2, 2), jnp.float32), jnp.asarray(AxialRope().frequencies(8), jnp.float32)
+    jnp.asarray(AxialRope().coords(1, 2, 2), jnp.float32),
+    jnp.asarray(AxialRope().frequencies(8), jnp.float32),
 )
 
 
@@ -42,7 +43,9 @@ def test_parameters_are_stacked_on_a_named_layer_axis():
 
 
 def test_every_layer_starts_from_its_own_numbers():
-    small = functools.partial(Block, functools.partial(SelfAttention, heads=1), functools.partial(SwiGLU, hidden=2))
+    small = functools.partial(
+        Block, functools.partial(SelfAttention, heads=1), functools.partial(SwiGLU, hidden=2)
+    )
     made = jax.jit(Stack(small, 2).init)(jax.random.key(0), jnp.zeros((1, 1, 4)))
     one, two = nn.unbox(made)["params"]["layers"]["mlp"]["up"]["kernel"]
     assert not np.array_equal(one, two)
@@ -62,13 +65,17 @@ def loss_and_gradient(remat: str, unroll: int) -> tuple[float, Any]:
     stack = Stack(BLOCK, DEPTH, drop_path=0.3, remat=remat, unroll=unroll)
 
     def loss(p: Any) -> jax.Array:
-        return jnp.square(stack.apply({"params": p}, X, ROTARY, True, rngs={"drop_path": jax.random.key(3)})).mean()
+        return jnp.square(
+            stack.apply({"params": p}, X, ROTARY, True, rngs={"drop_path": jax.random.key(3)})
+        ).mean()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params())
     return float(value), gradient
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [*((name, 1) for name in REMAT if name != "none"), ("none", DEPTH)])
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [*((name, 1) for name in REMAT if name != "none"), ("none", DEPTH)]
+)
 def test_remat_and_unrolling_change_no_loss_and_no_gradient(remat, unroll):
     value, gradient = loss_and_gradient(remat, unroll)
     expected, slopes = loss_and_gradient("none", 1)
@@ -109,7 +116,9 @@ def test_a_dropped_branch_is_zero_and_a_kept_one_is_scaled():
     block = BLOCK()
     layer = {"params": jax.tree.map(lambda leaf: leaf[0], params()["layers"])}
     wide = jnp.tile(X[:1], (64, 1, 1))
-    run = jax.jit(lambda rate: block.apply(layer, wide, rate, ROTARY, True, rngs={"drop_path": jax.random.key(0)})[0])
+    run = jax.jit(
+        lambda rate: block.apply(layer, wide, rate, ROTARY, True, rngs={"drop_path": jax.random.key(0)})[0]
+    )
     kept, half = np.asarray(run(jnp.float32(0))), np.asarray(run(jnp.float32(0.5)))
     untouched = (half == np.asarray(wide)).all((1, 2))
     # Both branches fall away for a quarter of the samples.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tests.contracts.attention import SHAPES, AttentionContract, Blind, First, c
 
 class TestXla(AttentionContract):
     backend = "xla"
-    declines = {"blind rows": "rows that may see nothing"}
+    declines: ClassVar = {"blind rows": "rows that may see nothing"}
 
 
 class TestReference(AttentionContract):
@@ -47,7 +49,9 @@ def test_all_backends_decline_with_all_reasons(monkeypatch):
 
 def test_unknown_backend_shows_the_nearest():
     q, k, v, _ = draw(SHAPES["one token"])
-    with pytest.raises(ValueError, match=r"unknown attention backend 'referense' \(did you mean 'reference'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"unknown attention backend 'referense' \(did you mean 'reference'\?\)"
+    ):
         attention(q, k, v, impl="referense")
 
 
@@ -81,7 +85,9 @@ def test_shapes_that_do_not_fit_are_the_callers_fault(arrays, options, message, 
 def test_rotary_turns_queries_and_keys(impl):
     q, k, v, _ = draw(SHAPES["odd length"])
     rng = np.random.default_rng(0)
-    rotary = Rotary(jnp.asarray(rng.standard_normal((7, 3)), jnp.float32), jnp.asarray(rng.random((3, 4)), jnp.float32))
+    rotary = Rotary(
+        jnp.asarray(rng.standard_normal((7, 3)), jnp.float32), jnp.asarray(rng.random((3, 4)), jnp.float32)
+    )
     turned = attention(rotate(q, rotary), rotate(k, rotary), v, impl=impl)
     assert np.array_equal(attention(q, k, v, rotary=rotary, impl=impl), turned)
     assert not np.allclose(attention(q, k, v, impl=impl), turned, atol=1e-3)

@@ -69,7 +69,10 @@ def test_norms_are_preserved(seed):
 def test_scores_do_not_see_a_common_shift(seed, shift):
     x, rotary = heads(seed), st_rope()
     moved = Rotary(rotary.coords + jnp.asarray(shift, jnp.float32), rotary.frequencies)
-    scores = [np.einsum("bqhe,bshe->bhqs", *(np.asarray(rotate(y, r)) for y in (x, x[::-1]))) for r in (rotary, moved)]
+    scores = [
+        np.einsum("bqhe,bshe->bhqs", *(np.asarray(rotate(y, r)) for y in (x, x[::-1])))
+        for r in (rotary, moved)
+    ]
     np.testing.assert_allclose(scores[0], scores[1], atol=2e-3)
 
 
@@ -78,7 +81,9 @@ def test_gradient_is_the_inverse_rotation():
     _, pull = jax.vjp(lambda y: rotate(y, rotary), x)
     back = rotate(ct, Rotary(-rotary.coords, rotary.frequencies))
     np.testing.assert_allclose(pull(ct)[0], back, atol=1e-5)
-    np.testing.assert_allclose(rotate(rotate(x, rotary), Rotary(-rotary.coords, rotary.frequencies)), x, atol=1e-5)
+    np.testing.assert_allclose(
+        rotate(rotate(x, rotary), Rotary(-rotary.coords, rotary.frequencies)), x, atol=1e-5
+    )
 
 
 WRONG = [

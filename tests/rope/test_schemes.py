@@ -16,7 +16,9 @@ from stvl.rope.schemes import AxialRope, RopeScheme, STRope
 SCHEMES = [AxialRope(), STRope(), STRope(base_space=100.0, base_time=50.0, reference_grid=7.0)]
 
 
-def angles(scheme: RopeScheme, frames: int, rows: int, columns: int, width: int, prefix: int = 1) -> np.ndarray:
+def angles(
+    scheme: RopeScheme, frames: int, rows: int, columns: int, width: int, prefix: int = 1
+) -> np.ndarray:
     return scheme.coords(frames, rows, columns, prefix) @ scheme.frequencies(width)
 
 

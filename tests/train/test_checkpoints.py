@@ -29,14 +29,18 @@ def experiment(folder: Path, **changes: Any) -> Any:
 
 def state(step: int) -> TrainState:
     rng = np.random.default_rng(step)
-    params = {"w": rng.standard_normal((16, 4)).astype(np.float32), "b": rng.standard_normal(3).astype(np.float32)}
+    params = {
+        "w": rng.standard_normal((16, 4)).astype(np.float32),
+        "b": rng.standard_normal(3).astype(np.float32),
+    }
     made = TrainState(step=np.int32(step), params=params, opt_state={"mu": params}, ema=None)
     return jax.device_put(made, replicated(ONE))
 
 
 def target(sharding: Any = None) -> TrainState:
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or replicated(ONE)), state(0)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or replicated(ONE)),
+        state(0),
     )
 
 
@@ -114,7 +118,9 @@ def test_an_unfinished_save_is_ignored_and_cleaned_up(tmp_path):
     same(Checkpoints(tmp_path, experiment(tmp_path)).restore(target()).state, state(6))
 
 
-@pytest.mark.parametrize("lost", ["state/manifest.ocdbt", "data", "experiment/metadata", "_CHECKPOINT_METADATA", "."])
+@pytest.mark.parametrize(
+    "lost", ["state/manifest.ocdbt", "data", "experiment/metadata", "_CHECKPOINT_METADATA", "."]
+)
 def test_a_checkpoint_that_lacks_a_part_is_ignored_and_written_anew(tmp_path, lost):
     written(tmp_path, 2, 4).close()
     path = tmp_path / "checkpoints" / "4" / lost

@@ -47,6 +47,8 @@ def test_an_older_checkpoint_and_another_length_can_be_asked_for(tiny_run, encod
     older = load_run(tiny_run.folder, step=4, frames=5)
     assert older.frames == 5
     assert weights_sha256(older.params) != weights_sha256(encoders.params)
+    with pytest.raises(TrainingError, match=r"holds no checkpoint of step 5 \(there are: 4, 6\)"):
+        load_run(tiny_run.folder, step=5)
     with pytest.raises(ConfigError, match="frames is at least 1, found 0"):
         load_run(tiny_run.folder, frames=0)
 

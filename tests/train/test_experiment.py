@@ -40,11 +40,24 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_parameters_of_the_function_and_dotted_paths(config):
-    overrides = ["frames=3", "model.video.drop_path=0.25", "--steps=9", "names=a,b", "model.video.temporal_positions=rope"]
+    overrides = [
+        "frames=3",
+        "model.video.drop_path=0.25",
+        "--steps=9",
+        "names=a,b",
+        "model.video.temporal_positions=rope",
+    ]
     made = load_experiment(config, overrides)
     assert (made.loader.frames, made.model.video.drop_path, made.steps) == (3, 0.25, 9)
     assert (made.name, made.model.video.temporal_positions) == ("mine-a-b", "rope")
     assert load_experiment(config.with_suffix("")) == load_experiment(config)
+
+
+def test_fields_that_must_fit_each_other_are_changed_together(config):
+    sizes = ["train_transform.size=32", "model.video.image_size=32", "eval_transform.size=32"]
+    assert load_experiment(config, sizes).model.video.image_size == 32
+    with pytest.raises(ConfigError, match=r"train_transform.size is 16, the model takes frames of .* = 32"):
+        load_experiment(config, sizes[1:])
 
 
 @pytest.mark.parametrize(
@@ -92,11 +105,18 @@ def test_run_folder():
 
 SMALL = ClipTextConfig(width=16, depth=1, heads=2, context=12, vocabulary=100)
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"train_transform": TrainTransform(size=32)}, "train_transform.size is 32, the model takes frames of .* = 16"),
+    (
+        {"train_transform": TrainTransform(size=32)},
+        "train_transform.size is 32, the model takes frames of .* = 16",
+    ),
     ({"eval_transform": EvalTransform(size=8)}, "eval_transform.size is 8"),
     ({"tokenizer": ClipTokenizer(context_length=77)}, "context_length is 77, model.text.context is only 12"),
     (
-        {"model": DualEncoderConfig(video=EVA02ATConfig(width=32, heads=2, patch=8, image_size=16), text=SMALL)},
+        {
+            "model": DualEncoderConfig(
+                video=EVA02ATConfig(width=32, heads=2, patch=8, image_size=16), text=SMALL
+            )
+        },
         "the tokenizer has 49408 ids, model.text.vocabulary is only 100",
     ),
     ({"steps": 0}, "steps, log_every and save_every are at least 1, found 0, 1, 2"),

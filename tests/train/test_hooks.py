@@ -52,7 +52,8 @@ def test_a_terminal_line_shows_everything_beside_chance(capsys):
     lines = capsys.readouterr().out.splitlines()
     # log(8) = 2.08 and 1 / 8 = 12.5 % are what a model that learns nothing shows.
     assert lines[0] == (
-        "step 3/10  loss 2.000 (chance 2.08)  accuracy 25.0% (chance 12.5%)  80 clips/s  step 100 ms  data wait 5%  MFU 12.3%"
+        "step 3/10  loss 2.000 (chance 2.08)  accuracy 25.0% (chance 12.5%)  80 clips/s"
+        "  step 100 ms  data wait 5%  MFU 12.3%"
     )
     assert lines[1:] == ["[not markup]"]
 
@@ -60,7 +61,8 @@ def test_a_terminal_line_shows_everything_beside_chance(capsys):
 def test_a_terminal_shows_a_bar(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(
-        "stvl.train.hooks.Console", lambda **_: Console(file=screen, force_terminal=True, width=200, soft_wrap=True)
+        "stvl.train.hooks.Console",
+        lambda **_: Console(file=screen, force_terminal=True, width=200, soft_wrap=True),
     )
     hook = Terminal(steps=10, start=0, batch=8)
     hook.write(7, ROW)
@@ -114,6 +116,8 @@ def test_outside_the_main_thread_the_flag_is_never_set():
     assert not found[0]
 
 
-@pytest.mark.parametrize(("name", "code"), [("USAGE", 2), ("DAMAGED_DATA", 3), ("NON_FINITE", 4), ("PREEMPTED", 75)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("USAGE", 2), ("DAMAGED_DATA", 3), ("NON_FINITE", 4), ("PREEMPTED", 75)]
+)
 def test_exit_codes_are_the_documented_ones(name, code):
     assert Exit[name] == code

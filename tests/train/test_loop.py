@@ -73,7 +73,9 @@ def test_a_finished_run_says_so_and_evaluates(tiny_run: TrainedRun, tmp_path, ca
 def test_another_architecture_is_refused_before_anything_is_written(tiny_run: TrainedRun):
     before = sorted(path.stat().st_mtime_ns for path in tiny_run.folder.rglob("*"))
     other = dataclasses.replace(tiny_run.experiment, model=shrunk_model(depth=1))
-    with pytest.raises(TrainingError, match=r"model\.video\.depth: the checkpoint has 2, this run asks for 1"):
+    with pytest.raises(
+        TrainingError, match=r"model\.video\.depth: the checkpoint has 2, this run asks for 1"
+    ):
         train(other)
     assert sorted(path.stat().st_mtime_ns for path in tiny_run.folder.rglob("*")) == before
 
@@ -117,7 +119,9 @@ def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tiny_world, tm
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         interrupt(patch, 3)
-        with pytest.raises(Preempted, match="SIGTERM: saved step 3 in .*; the same command goes on") as problem:
+        with pytest.raises(
+            Preempted, match=r"SIGTERM: saved step 3 in .*; the same command goes on"
+        ) as problem:
             train(experiment)
     assert problem.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -166,8 +170,12 @@ def test_non_finite_numbers_stop_the_run_with_the_clips(metric, said, tiny_world
 
 def test_best_must_be_a_score_of_the_protocols(tiny_run: TrainedRun, tmp_path):
     evals = tiny_run.experiment.evals[1:2]
-    with pytest.raises(ConfigError, match=r"best = 'EgoMCQ/mcq.intre' is no score .*did you mean 'EgoMCQ/mcq.intra'"):
-        train(dataclasses.replace(tiny_run.experiment, run=str(tmp_path), evals=evals, best="EgoMCQ/mcq.intre"))
+    with pytest.raises(
+        ConfigError, match=r"best = 'EgoMCQ/mcq.intre' is no score .*did you mean 'EgoMCQ/mcq.intra'"
+    ):
+        train(
+            dataclasses.replace(tiny_run.experiment, run=str(tmp_path), evals=evals, best="EgoMCQ/mcq.intre")
+        )
 
 
 @pytest.fixture
@@ -193,6 +201,8 @@ def test_one_damaged_file_is_skipped_and_told(damaged, tmp_path, capsys):
 
 
 def test_too_many_damaged_files_stop_the_run(damaged, tmp_path):
-    with pytest.raises(TrainingError, match=r"samples \(.*\) were damaged, the limit \(max_bad_share\) is 1.0%") as problem:
+    with pytest.raises(
+        TrainingError, match=r"samples \(.*\) were damaged, the limit \(max_bad_share\) is 1.0%"
+    ) as problem:
         train(with_limit(damaged, tmp_path / "run", 0.01))
     assert "P01_02.mp4 (row " in str(problem.value)

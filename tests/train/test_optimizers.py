@@ -24,7 +24,9 @@ def rates(schedule: Schedule, steps: int, at: list[int]) -> list[float]:
 def test_cosine_after_a_warm_up_by_hand():
     schedule = Schedule(peak=1.0, start=0.2, end=0.1, warmup=4)
     # Half of the way up, the peak, half of the cosine, its end.
-    assert rates(schedule, 24, [0, 2, 4, 14, 24, 99]) == pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1, 0.1], rel=1e-6)
+    assert rates(schedule, 24, [0, 2, 4, 14, 24, 99]) == pytest.approx(
+        [0.2, 0.6, 1.0, 0.55, 0.1, 0.1], rel=1e-6
+    )
     quarter = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4))
     assert rates(schedule, 24, [9]) == pytest.approx([quarter], rel=1e-6)
 
@@ -53,14 +55,23 @@ def all_parameters() -> dict[str, bool]:
 
 def test_decay_acts_on_kernels_and_the_token_table_and_on_nothing_else():
     layer = ["attention/query", "attention/key", "attention/value", "attention/out", "mlp/up", "mlp/out"]
-    video = [f"video/stack/layers/{name}" for name in [*layer, "mlp/gate"]] + ["video/stem", "video/projection"]
+    video = [f"video/stack/layers/{name}" for name in [*layer, "mlp/gate"]] + [
+        "video/stem",
+        "video/projection",
+    ]
     text = [f"text/stack/layers/{name}" for name in layer] + ["text/projection"]
     norms = ["attention_norm", "mlp_norm"]
     inner = ["attention/norm", "mlp/norm"]
     scaled = [f"video/stack/layers/{name}" for name in norms + inner] + ["video/norm", "text/norm"]
     scaled += [f"text/stack/layers/{name}" for name in norms]
-    biased = {name for name in video + text if "projection" not in name and name != "video/stack/layers/attention/key"}
-    free = {f"{name}/bias" for name in biased} | {f"{name}/{leaf}" for name in scaled for leaf in ("scale", "bias")}
+    biased = {
+        name
+        for name in video + text
+        if "projection" not in name and name != "video/stack/layers/attention/key"
+    }
+    free = {f"{name}/bias" for name in biased} | {
+        f"{name}/{leaf}" for name in scaled for leaf in ("scale", "bias")
+    }
     free |= {"video/class_token", "video/class_position", "video/positions/space", "video/positions/time"}
     free |= {"text/positions"}
     decayed = {f"{name}/kernel" for name in video + text} | {"text/tokens"}

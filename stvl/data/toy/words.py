@@ -44,22 +44,38 @@ class Verb:
 NOUNS: tuple[Noun, ...] = (
     Noun("ball:red", (222, 28, 36), "disc", ("red ball", "crimson ball", "red disc"), "round"),
     Noun("square:blue", (28, 70, 228), "square", ("blue square", "navy square", "blue box"), "flat"),
-    Noun("triangle:green", (18, 158, 52), "triangle", ("green triangle", "emerald triangle", "green wedge"), "pointed"),
+    Noun(
+        "triangle:green",
+        (18, 158, 52),
+        "triangle",
+        ("green triangle", "emerald triangle", "green wedge"),
+        "pointed",
+    ),
     Noun("star:yellow", (252, 214, 22), "star", ("yellow star", "golden star", "yellow sparkle"), "pointed"),
     Noun("ring:purple", (140, 40, 200), "ring", ("purple ring", "violet ring", "purple hoop"), "round"),
-    Noun("hexagon:orange", (250, 122, 10), "hexagon", ("orange hexagon", "amber hexagon", "orange nut"), "flat"),
+    Noun(
+        "hexagon:orange", (250, 122, 10), "hexagon", ("orange hexagon", "amber hexagon", "orange nut"), "flat"
+    ),
     Noun("heart:pink", (255, 110, 184), "heart", ("pink heart", "rose heart", "magenta heart"), "pointed"),
     Noun("cross:cyan", (20, 214, 232), "cross", ("cyan cross", "turquoise cross", "cyan plus"), "flat"),
     Noun("moon:white", (250, 250, 246), "moon", ("white moon", "pale moon", "white crescent"), "round"),
     Noun("bar:brown", (128, 66, 20), "bar", ("brown bar", "wooden bar", "brown plank"), "flat"),
-    Noun("diamond:black", (18, 18, 22), "diamond", ("black diamond", "dark diamond", "black rhombus"), "pointed"),
+    Noun(
+        "diamond:black",
+        (18, 18, 22),
+        "diamond",
+        ("black diamond", "dark diamond", "black rhombus"),
+        "pointed",
+    ),
     Noun("dome:lime", (150, 240, 30), "dome", ("lime dome", "neon dome", "lime igloo"), "round"),
 )
 
 
 def _verb(key: str, motion: str, sign: int, phrases: str, category: str) -> Verb:
     """A verb from templates ``a; b; c``; the EK-100 style instance is a template's words without the noun."""
-    pairs = [(text.replace("{n} ", "").replace(" {n}", "").replace(" ", "-"), text) for text in phrases.split("; ")]
+    pairs = [
+        (text.replace("{n} ", "").replace(" {n}", "").replace(" ", "-"), text) for text in phrases.split("; ")
+    ]
     return Verb(key, motion, sign, tuple(pairs), category)
 
 
@@ -70,7 +86,9 @@ VERBS: tuple[Verb, ...] = (
     _verb("move-down", "y", 1, "move {n} down; slide {n} down; drop {n} down", "move"),
     _verb("grow", "size", 1, "grow {n}; enlarge {n}; grow {n} bigger", "change"),
     _verb("shrink", "size", -1, "shrink {n}; reduce {n}; shrink {n} smaller", "change"),
-    _verb("turn-clockwise", "angle", 1, "turn {n} clockwise; rotate {n} clockwise; spin {n} clockwise", "turn"),
+    _verb(
+        "turn-clockwise", "angle", 1, "turn {n} clockwise; rotate {n} clockwise; spin {n} clockwise", "turn"
+    ),
     _verb(
         "turn-counterclockwise",
         "angle",

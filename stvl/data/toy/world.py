@@ -188,7 +188,10 @@ def sample_scene(
     frames = max(3, 2 * int(rng.uniform(*options.seconds) * fps / 2) + 1)
     motion = VERBS[verb].motion
     along, across = rng.uniform(0.42, 0.58), rng.uniform(0.3, 0.7)
-    place = {"x": (along, across), "y": (across, along)}.get(motion, rng.uniform(0.34, 0.66, 2))
+    # A turn is read off a small mark, so what turns is large and stands near the middle.
+    low, high = (0.44, 0.56) if motion == "angle" else (0.34, 0.66)
+    place = {"x": (along, across), "y": (across, along)}.get(motion, rng.uniform(low, high, 2))
+    radius = {"size": (0.17, 0.19), "angle": (0.27, 0.31)}.get(motion, (0.18, 0.22))
     return SceneSpec(
         verb=verb,
         noun=noun,
@@ -199,7 +202,7 @@ def sample_scene(
         fps=fps,
         x=float(place[0]),
         y=float(place[1]),
-        radius=float(rng.uniform(0.17, 0.19) if motion == "size" else rng.uniform(0.18, 0.22)),
+        radius=float(rng.uniform(*radius)),
         angle=float(rng.uniform(-0.35, 0.35)),
         travel=float(rng.uniform(0.44, 0.56)),
         tilt=float(rng.uniform(-0.2, 0.2)),

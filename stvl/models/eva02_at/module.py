@@ -111,7 +111,9 @@ class VideoEncoder(nn.Module):
         x = PositionTables((cfg.side, cfg.side), table // cfg.tube, self.dtype, name="positions")(x)
         rotary = self._rotary(x.shape)
         x = self._with_class_token(x)
-        x = Stack(self._block(), cfg.depth, cfg.drop_path, cfg.remat, cfg.unroll, name="stack")(x, rotary, train)
+        x = Stack(self._block(), cfg.depth, cfg.drop_path, cfg.remat, cfg.unroll, name="stack")(
+            x, rotary, train
+        )
         token = LayerNorm(1e-6, dtype=jnp.float32, name="norm")(x[:, 0])
         return Dense((self.embedding,), "d o", use_bias=False, dtype=jnp.float32, name="projection")(token)
 

@@ -23,10 +23,12 @@ PRESETS = MappingProxyType(
             embedding=64,
         ),
         "ti16": DualEncoderConfig(
-            video=EVA02ATConfig(width=192, depth=12, heads=3), text=ClipTextConfig(width=256, depth=12, heads=4)
+            video=EVA02ATConfig(width=192, depth=12, heads=3),
+            text=ClipTextConfig(width=256, depth=12, heads=4),
         ),
         "s16": DualEncoderConfig(
-            video=EVA02ATConfig(width=384, depth=12, heads=6), text=ClipTextConfig(width=384, depth=12, heads=6)
+            video=EVA02ATConfig(width=384, depth=12, heads=6),
+            text=ClipTextConfig(width=384, depth=12, heads=6),
         ),
         "b16": DualEncoderConfig(video=EVA02ATConfig(width=768, depth=12, heads=12), text=_B_TEXT),
         "l14": DualEncoderConfig(video=_L_VIDEO, text=_L_TEXT),

@@ -78,4 +78,6 @@ def _check(q: Array, k: Array, v: Array, rotary: Rotary | None) -> None:
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key heads evenly")
     if rotary is not None and q.shape[1] != k.shape[1]:
-        raise ValueError(f"rotary attention needs as many queries as sources, found {q.shape[1]} and {k.shape[1]}")
+        raise ValueError(
+            f"rotary attention needs as many queries as sources, found {q.shape[1]} and {k.shape[1]}"
+        )
