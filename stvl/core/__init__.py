@@ -1,1 +1,1 @@
-"""What every room may use: errors, configs, the axis alphabet, dtype policy. Modules that the data room uses import no jax."""
+"""What every room may use: errors, configs, the axis alphabet, sharding. What the data room uses imports no jax."""

@@ -167,7 +167,10 @@ class Run:
     def evaluate(self, number: int) -> dict[str, float]:
         """Run every protocol, write its result JSON, and return all scores as ``PROTOCOL/METRIC``."""
         scores: dict[str, float] = {}
-        if not self.experiment.evals or jax.process_count() > 1:
+        if not self.experiment.evals:
+            return scores
+        if jax.process_count() > 1:
+            self.hooks.say("evaluation runs on one process only: use `stvl eval` on the run folder")
             return scores
         params = jax.device_put(self.state.best_params, jax.local_devices()[0])
         encoders = ModelEncoders(self.experiment, params)

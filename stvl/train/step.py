@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -42,8 +43,13 @@ def train_step(
     ema, decay = state.ema, experiment.ema
     if ema is not None and decay is not None:
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
-    metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(gradient)}
+    metrics = {**metrics, "loss": loss, "grad_norm": global_norm(gradient)}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+
+def global_norm(tree: Any) -> Float[Array, ""]:
+    """``sqrt(sum of squares of all leaves)``, in f32."""
+    return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def make_step(starter: Starter) -> Step:
