@@ -50,7 +50,7 @@ def experiment(world: str = "runs/quickstart/world", positions: str = "both") ->
         loader=LoaderOptions(batch=64, frames=4),
         loss=InfoNCE(temperature=0.05),
         optimizer=AdamW(schedule=Schedule(peak=1e-3, end=1e-5, warmup=50), b2=0.98, weight_decay=0.05),
-        steps=1200,
+        steps=1000,
         evals=(
             EpicMIR(
                 csv=test_csv, sentences=f"{world}/EPIC_100_retrieval_test_sentence.csv", videos=test_videos

@@ -1,0 +1,73 @@
+"""The real train step compiles for real TPU topologies, without a TPU; needs the libtpu wheel of the `tpu` extra."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import dataclasses, json, sys
+import jax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from stvl.data.augment import EvalTransform, TrainTransform
+from stvl.data.pipeline import LoaderOptions
+from stvl.data.sources import ManifestSource
+from stvl.dist.mesh import MeshConfig, batch_sharding, make_mesh
+from stvl.models.eva02_at.presets import preset
+from stvl.train.experiment import Experiment
+from stvl.train.state import Starter, abstract_inputs
+from stvl.train.step import make_step
+
+name, sizes, batch, depth = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+model = preset("b16")
+video = dataclasses.replace(model.video, depth=depth, remat="full")
+model = dataclasses.replace(model, video=video, text=dataclasses.replace(model.text, depth=depth))
+experiment = Experiment(
+    name="aot", model=model, source=ManifestSource(csv="none.csv"), train_transform=TrainTransform(),
+    eval_transform=EvalTransform(), loader=LoaderOptions(batch=batch), dtype="bfloat16", mesh=MeshConfig(**sizes),
+)
+devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+mesh = make_mesh(experiment.mesh, devices)
+starter = Starter(experiment, mesh)
+rows = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)) for x in abstract_inputs(experiment, batch)]
+compiled = make_step(starter).lower(starter.target(), {"video": rows[0], "text": rows[1]}).compile()
+memory = compiled.memory_analysis()
+print(json.dumps({"devices": len(devices), "arguments": memory.argument_size_in_bytes, "temp": memory.temp_size_in_bytes}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "sizes", "batch"),
+    [
+        ("v5e:4x4", {"data": 4, "fsdp": 4}, 256),
+        ("v5p:2x2x2", {"data": 2, "fsdp": 2, "tensor": 2}, 64),
+        ("v6e:2x4", {"data": 4, "context": 2}, 64),
+    ],
+)
+def test_train_step_compiles_for_tpus(topology: str, sizes: dict[str, int], batch: int) -> None:
+    pytest.importorskip("libtpu", reason="the libtpu wheel is an optional package")
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    }
+    command = [sys.executable, "-c", SCRIPT, topology, json.dumps(sizes), str(batch), "2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    devices = 1
+    for size in sizes.values():
+        devices *= size
+    assert found["devices"] == devices
+    # The parameters and both moments of this model take 12 bytes each; sharded state must be smaller than a whole copy.
+    assert 0 < found["arguments"] < 16 * 2**30
+    assert 0 < found["temp"] < 16 * 2**30
