@@ -38,7 +38,7 @@ def test_tables_are_rich_enough_and_opposites_pair_up() -> None:
         frozenset(("move-left", "move-right")),
         frozenset(("move-up", "move-down")),
         frozenset(("grow", "shrink")),
-        frozenset(("turn-clockwise", "turn-anticlockwise")),
+        frozenset(("turn-clockwise", "turn-counterclockwise")),
         frozenset(("appear", "disappear")),
     }
 
