@@ -1,11 +1,12 @@
 """EVA02-AT (tiny) from scratch on the toy world, on a CPU in minutes.
 
-    stvl data toy --out runs/quickstart/world
+    stvl data toy --out runs/quickstart/world --world.train-videos 800 --world.size 64
     stvl train configs/quickstart.py run=runs/quickstart/both
     stvl eval runs/quickstart/both
 
-What to expect is printed by `bash launch/quickstart.sh` and recorded in the README. With
-``positions=none`` nothing tells the frames apart, and motion opposites stay at chance.
+What to expect: 6 minutes on 2 CPU cores; test MIR mAP 96 % and nDCG 79 %, multiple choice 100 % inter- and 91 %
+intra-video, motion opposites 92 %. With ``positions=none`` nothing tells the frames apart, and opposites stay at chance
+(49 %). `bash launch/quickstart.sh` runs all of it; the README holds the table.
 """
 
 from __future__ import annotations
