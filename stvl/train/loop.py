@@ -231,9 +231,10 @@ def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
         if due or last or stop or number % experiment.save_every == 0:
             run.settle(pending)
             pending = None
-            if (due or last) and not stop:
-                scores = run.evaluate(number)
-            run.save(scores if due or last else None)
+            # A checkpoint carries the scores of its own step only: `best` is chosen by them.
+            fresh = run.evaluate(number) if (due or last) and not stop else None
+            scores = scores if fresh is None else fresh
+            run.save(fresh)
         if stop and not last:
             run.checkpoints.wait()
             raise Preempted(

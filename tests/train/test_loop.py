@@ -139,6 +139,23 @@ def test_sigterm_in_the_last_step_is_a_finished_run(tiny_world, tmp_path, monkey
     assert steps(tmp_path)[-1] == 6
 
 
+def test_a_checkpoint_never_carries_the_scores_of_another_step(tiny_world, tmp_path, monkeypatch):
+    saved: dict[int, Any] = {}
+    save = loop.Run.save
+
+    def save_and_note(self: Any, metrics: dict[str, float] | None = None) -> None:
+        saved[int(self.state.step)] = metrics
+        save(self, metrics)
+
+    monkeypatch.setattr(loop.Run, "save", save_and_note)
+    monkeypatch.setattr(loop.Run, "evaluate", lambda self, number: {"score": float(number)})
+    interrupt(monkeypatch, 4)
+    with pytest.raises(Preempted):
+        train(tiny_experiment(tiny_world, tmp_path, eval_every=2, save_every=1))
+    # An evaluation was due in step 4 too, but the signal came first.
+    assert saved == {1: None, 2: {"score": 2.0}, 3: None, 4: None}
+
+
 def spoil_metric(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> list[np.ndarray]:
     """Let a metric of `step` be NaN; the list gets the rows drawn in every step."""
     advance, drawn = loop.Run.advance, []
