@@ -16,8 +16,13 @@ Init = Callable[..., Array]
 
 
 def named(init: Init, letters: str) -> Callable[..., Any]:
-    """Let `init` return a parameter that knows its logical axes, as letters of the axis alphabet; ``.`` is no axis."""
-    return nn.with_logical_partitioning(init, tuple(AXES.get(letter) for letter in letters.split()))
+    """Let `init` return a parameter that knows its logical axes, as letters of the axis alphabet; ``.`` is no axis.
+
+    Raises:
+        KeyError: a letter that is not in the alphabet; a parameter with a misspelt axis would never be sharded.
+    """
+    axes = tuple(None if letter == "." else AXES[letter] for letter in letters.split())
+    return nn.with_logical_partitioning(init, axes)
 
 
 class Dense(nn.Module):

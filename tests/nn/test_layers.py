@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stvl.core.errors import ConfigError
 from stvl.nn.attention import SelfAttention
-from stvl.nn.dense import Dense, LayerNorm
+from stvl.nn.dense import Dense, LayerNorm, named
 from stvl.nn.mlp import Mlp, SwiGLU
 from stvl.nn.pixels import TubeEmbed, normalise
 from stvl.nn.positions import PositionTables, resample_matrix
@@ -198,3 +198,10 @@ def test_time_starts_at_zero_and_may_be_left_out():
 def test_position_tables_refuse_another_grid():
     with pytest.raises(ConfigError, match="table of 2 x 3 places, the clip has 3 x 3: set image_size"):
         PositionTables((2, 3)).init(jax.random.key(0), tokens(1, 1, 3, 3, 5))
+
+
+def test_a_misspelt_axis_is_refused():
+    with pytest.raises(KeyError, match="z"):
+        named(nn.initializers.zeros, "d z")
+    with pytest.raises(KeyError, match="F"):
+        jax.eval_shape(Dense((4,), "d F").init, jax.random.key(0), jnp.zeros((1, 2)))
