@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from stvl.cli.main import parse_args
+from stvl.train.signals import Exit
 
 
 @dataclasses.dataclass
@@ -36,4 +37,4 @@ def run(argv: list[str]) -> int:
     for problem in report.bad:
         print(problem)
     print(f"{len(report.good)} files are good, {len({problem.path for problem in report.bad})} are damaged")
-    return 0 if report.ok else 3
+    return int(Exit.OK if report.ok else Exit.DAMAGED_DATA)

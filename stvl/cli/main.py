@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from stvl import __version__
 from stvl.core.errors import StvlError, nearest
+from stvl.train.signals import Exit
 
 Args = TypeVar("Args")
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except StvlError as problem:
         print(f"error: {problem}", file=sys.stderr)
-        return int(getattr(problem, "exit_code", 1))
+        return int(getattr(problem, "exit_code", Exit.ERROR))
     except BrokenPipeError:
         # `stvl ... | head`: the reader left; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,7 +61,7 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         heads = {command for command in COMMANDS if command.startswith("data ") or argv[0] != "data"}
         print(f"error: stvl has no command {name!r}{nearest(name, heads)}", file=sys.stderr)
-        return 2
+        return int(Exit.USAGE)
     return importlib.import_module(COMMANDS[name][0]).run(rest)
 
 
