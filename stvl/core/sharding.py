@@ -30,6 +30,20 @@ def activation_sharding(mesh: Mesh, rules: Rules) -> Iterator[None]:
         _IN_FORCE.reset(token)
 
 
+def mesh_in_force() -> tuple[Mesh, Rules] | None:
+    """The mesh and rules of the surrounding `activation_sharding`, or None."""
+    return _IN_FORCE.get()
+
+
+def target_platform() -> str:
+    """``cpu``, ``gpu`` or ``tpu``: what the program being traced will run on.
+
+    The mesh in force decides, since a program may be compiled ahead of time for devices that are not here.
+    """
+    found = _IN_FORCE.get()
+    return jax.default_backend() if found is None else found[0].devices.flat[0].platform
+
+
 def partition_spec(
     names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules
 ) -> PartitionSpec:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from stvl.core.errors import NotSupported
-from stvl.ops.attention import Causal, Full, attention, explain
-from stvl.ops.attention.api import BACKENDS
+from stvl.ops.attention import BACKENDS, AttentionOptions, Causal, Full, attention, explain, rules
 from stvl.ops.attention.masks import Both
 from stvl.ops.rotary import Rotary, rotate
 from tests.contracts.attention import SHAPES, AttentionContract, Blind, First, close, draw, plain
@@ -18,11 +17,16 @@ from tests.contracts.attention import SHAPES, AttentionContract, Blind, First, c
 
 class TestXla(AttentionContract):
     backend = "xla"
-    declines: ClassVar = {"blind rows": "rows that may see nothing"}
 
 
 class TestReference(AttentionContract):
     backend = "reference"
+
+
+class TestChunked(AttentionContract):
+    backend = "chunked"
+    options = AttentionOptions(block_q=16, block_kv=8)
+    declines: ClassVar = {"custom": "neither a band nor a mask by segment ids"}
 
 
 def test_every_backend_joins_the_contract():
@@ -30,21 +34,21 @@ def test_every_backend_joins_the_contract():
     assert joined == set(BACKENDS)
 
 
-def test_no_backend_named_asks_the_next_one_and_keeps_the_reason():
+def test_no_backend_named_asks_the_next_one_and_keeps_the_reason(monkeypatch):
     q, k, v, ct = draw(SHAPES["odd length"])
     assert explain(q, k, v) == ("xla", {})
-    assert explain(q, k, v, Blind()) == ("reference", {"xla": "the mask has rows that may see nothing"})
-    out = attention(q, k, v, mask=Blind())
-    close(out, plain(q, k, v, ct, Blind())[0], 2e-5)
-    assert (np.asarray(out)[:, 2] == 0).all()
+    monkeypatch.setattr(rules, "SCORES_LIMIT", 100)
+    assert explain(q, k, v) == ("chunked", {"xla": "the scores take 1568 bytes, the limit is 100"})
+    out = attention(q, k, v, mask=Causal())
+    close(out, plain(q, k, v, ct, Causal())[0], 2e-5)
 
 
 def test_all_backends_decline_with_all_reasons(monkeypatch):
-    monkeypatch.delitem(BACKENDS, "reference")
+    monkeypatch.setattr(rules, "SCORES_LIMIT", 100)
     q, k, v, _ = draw(SHAPES["odd length"])
-    with pytest.raises(NotSupported, match="xla: the mask has rows"):
+    with pytest.raises(NotSupported, match=r"xla: the scores take .*; chunked: Blind is neither a band"):
         attention(q, k, v, mask=Blind())
-    assert explain(q, k, v, Blind())[0] is None
+    assert explain(q, k, v, mask=Blind())[0] is None
 
 
 def test_unknown_backend_shows_the_nearest():

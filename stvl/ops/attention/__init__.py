@@ -1,6 +1,31 @@
 """Softmax attention over heads, with structured masks and exchangeable backends."""
 
-from stvl.ops.attention.api import attention, explain
-from stvl.ops.attention.masks import Causal, Full, Mask
+from stvl.ops.attention.api import BACKENDS, attention, explain
+from stvl.ops.attention.masks import (
+    Band,
+    BlockCausal,
+    Causal,
+    Full,
+    Lengths,
+    Mask,
+    Prefix,
+    Segments,
+    Window,
+)
+from stvl.ops.attention.options import AttentionOptions
 
-__all__ = ["Causal", "Full", "Mask", "attention", "explain"]
+__all__ = [
+    "BACKENDS",
+    "AttentionOptions",
+    "Band",
+    "BlockCausal",
+    "Causal",
+    "Full",
+    "Lengths",
+    "Mask",
+    "Prefix",
+    "Segments",
+    "Window",
+    "attention",
+    "explain",
+]

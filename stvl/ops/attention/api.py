@@ -1,23 +1,30 @@
-"""The attention op: checks shapes, turns heads, and asks the backends in order."""
+"""The attention op: checks its arguments, and hands them to the backend that is named or that the rules choose."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 from jaxtyping import Array, Float
 
 from stvl.core.errors import NotSupported, nearest
+from stvl.core.sharding import target_platform
+from stvl.ops.attention.backends import Backend, Case
+from stvl.ops.attention.chunked import ChunkedCore
+from stvl.ops.attention.core import declines_mask, flash
 from stvl.ops.attention.masks import Full, Mask
+from stvl.ops.attention.options import AttentionOptions
 from stvl.ops.attention.reference import attention_reference
+from stvl.ops.attention.rules import CHOICES
 from stvl.ops.attention.xla import attention_xla
-from stvl.ops.rotary import Rotary, rotate
+from stvl.ops.rotary import Rotary, check_rotary
 
-Backend = Callable[..., Array]
-
-#: Backends by name, in the order in which ``impl=None`` asks them.
-BACKENDS: dict[str, Backend] = {"xla": attention_xla, "reference": attention_reference}
+#: Backends by name.
+BACKENDS: dict[str, Backend] = {
+    "reference": Backend(attention_reference),
+    "xla": Backend(attention_xla),
+    "chunked": Backend(functools.partial(flash, ChunkedCore()), declines_mask),
+}
 
 
 def attention(
@@ -27,6 +34,7 @@ def attention(
     *,
     rotary: Rotary | None = None,
     mask: Mask | None = None,
+    options: AttentionOptions | None = None,
     impl: str | None = None,
 ) -> Float[Array, "b q h e"]:
     """``softmax(rot(q) rot(k)^T / sqrt(e) + mask) v`` for every head.
@@ -37,37 +45,57 @@ def attention(
         v: values, shaped like `k`.
         rotary: turns q and k before the product; needs as many queries as sources.
         mask: who may see whom, default `Full`. A row that may see nothing gives zeros.
-        impl: name of a backend, or None for the first one that serves the case.
+        options: tile sizes and switches; they change speed and memory only.
+        impl: name of a backend, or None for the one that the rules choose (`explain` says which).
 
     Raises:
         ValueError: shapes that do not fit, or an unknown backend.
-        NotSupported: the named backend declines the case.
+        NotSupported: the named backend declines the case; the message has the reason.
     """
     _check(q, k, v, rotary)
-    if rotary is not None:
-        q, k = rotate(q, rotary), rotate(k, rotary)
     mask = Full() if mask is None else mask
-    if impl is not None:
-        if impl not in BACKENDS:
-            raise ValueError(f"unknown attention backend {impl!r}{nearest(impl, BACKENDS)}")
-        return BACKENDS[impl](q, k, v, mask)
-    chosen, reasons = explain(q, k, v, mask)
-    if chosen is None:
-        raise NotSupported("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    return BACKENDS[chosen](q, k, v, mask)
+    options = AttentionOptions() if options is None else options
+    if impl is None:
+        impl, reasons = explain(q, k, v, rotary=rotary, mask=mask, options=options)
+        if impl is None:
+            raise NotSupported("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    elif impl not in BACKENDS:
+        raise ValueError(f"unknown attention backend {impl!r}{nearest(impl, BACKENDS)}")
+    backend = BACKENDS[impl]
+    reason = backend.declines(_case(q, k, rotary, mask, options))
+    if reason is not None:
+        raise NotSupported(f"attention backend {impl!r}: {reason}")
+    return backend.run(q, k, v, rotary, mask, options)
 
 
-def explain(q: Array, k: Array, v: Array, mask: Mask | None = None) -> tuple[str | None, dict[str, str]]:
-    """Name the backend that ``impl=None`` picks, and the reasons for which those before it declined."""
-    asked = Full() if mask is None else mask
+def explain(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    rotary: Rotary | None = None,
+    mask: Mask | None = None,
+    options: AttentionOptions | None = None,
+) -> tuple[str | None, dict[str, str]]:
+    """Name the backend that ``impl=None`` takes, and the reasons for which those before it were passed over.
+
+    `q`, `k` and `v` may be `jax.ShapeDtypeStruct`.
+    """
+    case = _case(q, k, rotary, Full() if mask is None else mask, options or AttentionOptions())
     reasons: dict[str, str] = {}
-    for name, backend in BACKENDS.items():
-        try:
-            jax.eval_shape(functools.partial(backend, mask=asked), q, k, v)
-            return name, reasons
-        except NotSupported as reason:
-            reasons[name] = str(reason)
+    for choice in CHOICES:
+        if choice.platform != case.platform:
+            continue
+        reason = choice.passes_over(case) or BACKENDS[choice.impl].declines(case)
+        if reason is None:
+            return choice.impl, reasons
+        reasons[choice.impl] = reason
     return None, reasons
+
+
+def _case(q: Array, k: Array, rotary: Rotary | None, mask: Mask, options: AttentionOptions) -> Case:
+    q_shape, k_shape = jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(k.shape, k.dtype)
+    return Case(q_shape, k_shape, rotary is not None, mask, options, target_platform())
 
 
 def _check(q: Array, k: Array, v: Array, rotary: Rotary | None) -> None:
@@ -77,7 +105,9 @@ def _check(q: Array, k: Array, v: Array, rotary: Rotary | None) -> None:
         raise ValueError(f"queries {q.shape} and keys {k.shape} must share batch and head width")
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key heads evenly")
-    if rotary is not None and q.shape[1] != k.shape[1]:
-        raise ValueError(
-            f"rotary attention needs as many queries as sources, found {q.shape[1]} and {k.shape[1]}"
-        )
+    if rotary is not None:
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(
+                f"rotary attention needs as many queries as sources, found {q.shape[1]} and {k.shape[1]}"
+            )
+        check_rotary(q, rotary)
