@@ -8,6 +8,8 @@ import importlib.util
 import re
 import shlex
 import sys
+import types
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +39,11 @@ def blocks(text: str, language: str) -> list[tuple[int, str]]:
 
 def run_blocks(page: Path) -> None:
     """Run the Python blocks of a page in order, in one namespace; tracebacks show the page's own lines."""
-    names = {"__name__": "page"}
+    # A module of its own: dataclasses look up the module in which they are defined.
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    sys.modules[module.__name__] = module
     for line, content in blocks(page.read_text(encoding="utf-8"), "python"):
-        exec(compile("\n" * (line - 1) + content, str(page), "exec"), names)
+        exec(compile("\n" * (line - 1) + content, str(page), "exec"), module.__dict__)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -82,7 +86,7 @@ def test_pages_hold_python():
     assert counts["docs/flax-nnx.md"] >= 3
 
 
-@pytest.mark.parametrize("name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md"])
+@pytest.mark.parametrize("name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md", "docs/rope.md"])
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(ROOT / name)
@@ -126,7 +130,7 @@ def test_the_toy_world_speaks_as_its_page_says():
 def test_every_page_with_python_is_run():
     run = {
         "README.md",
-        *(f"docs/{name}.md" for name in ["data", "evaluation", "architecture", "flax-nnx", "toy-world"]),
+        *(f"docs/{name}.md" for name in ["data", "evaluation", "architecture", "rope", "flax-nnx", "toy-world"]),
     }
     assert {named(page) for page in PAGES if blocks(page.read_text(encoding="utf-8"), "python")} == run
 

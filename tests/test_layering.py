@@ -213,9 +213,10 @@ def dynamic_imports(root: Path) -> list[str]:
 
 
 def declared_distributions() -> set[str]:
-    """Core dependencies and the torch extra, normalised names."""
+    """Core dependencies and the extras that stvl itself imports, inside functions; normalised names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["torch"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["torch"] + extras["notebooks"]
     names = (re.match(r"[A-Za-z0-9_.-]+", line) for line in wanted)
     return {name.group().lower().replace("_", "-") for name in names if name}
 

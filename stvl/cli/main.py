@@ -20,6 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("stvl.cli.evaluate", "evaluate run folders by their protocols and print them side by side"),
     "embed": ("stvl.cli.embed", "embed videos or texts into an .npz file"),
     "search": ("stvl.cli.search", "search a folder of videos by a sentence"),
+    "bench": ("stvl.cli.bench", "check and time the ops, or read the TPU compiler's schedule of them"),
+    "doctor": ("stvl.cli.doctor", "versions, devices, and the backends that the shapes of a config get"),
+    "rope": ("stvl.cli.rope", "draw a rotary scheme: angle curves and a score map"),
     "data toy": ("stvl.cli.data_toy", "render a procedural video world with annotations"),
     "data check": ("stvl.cli.data_check", "decode videos and name the damaged ones"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from stvl.core.errors import ConfigError
 
@@ -29,5 +29,28 @@ def rescale(index: Float[np.ndarray, "n"], length: int, reference: float) -> Flo
 
 
 def with_prefix(coords: Float[np.ndarray, "n a"], prefix: int) -> Float[np.ndarray, "m a"]:
-    """Put `prefix` tokens at the origin in front: their angle is 0, so class and register tokens are not rotated."""
+    """Put `prefix` tokens at the origin in front: their angle is 0, so class and register tokens are not rotated.
+
+    Raises:
+        ConfigError: fewer than 0 tokens.
+    """
+    if prefix < 0:
+        raise ConfigError(f"a grid has 0 or more tokens in front of it, found prefix = {prefix}")
     return np.concatenate([np.zeros((prefix, coords.shape[1])), coords]) if prefix else coords
+
+
+def merge_order(frames: int, rows: int, columns: int, merge: int = 2) -> Int[np.ndarray, "n"]:
+    """Order in which Qwen2-VL's vision tower keeps the tokens of a grid: by blocks of ``merge x merge``, row by row.
+
+    ``coords[merge_order(...)]`` are the coordinates in that order (transformers, ``get_vision_position_ids``).
+
+    Raises:
+        ConfigError: sides that are not divisible by `merge`.
+    """
+    if merge < 1 or rows % merge or columns % merge:
+        raise ConfigError(
+            f"a grid of {rows} x {columns} tokens does not divide into blocks of {merge} x {merge}"
+        )
+    index = np.arange(frames * rows * columns)
+    blocks = index.reshape(frames, rows // merge, merge, columns // merge, merge)
+    return blocks.transpose(0, 1, 3, 2, 4).reshape(-1)
