@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.core.config import config
+from stvl.ops.pairwise import ARGMAX, LOGSUMEXP, SUM, PairwiseOptions, PerColumn, PerRow, Tile, pairwise
 
 
 @config
@@ -19,10 +19,12 @@ class InfoNCE:
         temperature: divides the cosine similarities; 0.05 in EVA02-AT's pre-training (arXiv 2506.14356, Section 4).
             Not used where the model brings a learnable one.
         directions: ``mean`` of the two directions (CLIP) or their ``sum`` (EgoVLP, LaViLa).
+        impl: how to go over all pairs (`stvl.ops.pairwise`); None chooses by size and mesh.
     """
 
     temperature: float = 0.05
     directions: Literal["mean", "sum"] = "mean"
+    impl: Literal["dense", "chunked", "ring"] | None = None
 
     def __call__(
         self,
@@ -32,7 +34,7 @@ class InfoNCE:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
         scale = 1.0 / (self.temperature if temperature is None else temperature)
-        return infonce(video, text, scale, self.directions)
+        return infonce(video, text, scale, self.directions, impl=self.impl)
 
 
 def infonce(
@@ -40,16 +42,31 @@ def infonce(
     text: Float[Array, "b o"],
     scale: float | Float[Array, ""],
     directions: str = "mean",
+    *,
+    impl: str | None = None,
+    options: PairwiseOptions | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """``-1/B sum_i log softmax_j(scale * v_i . t_j)_i`` and the same with clips and texts exchanged.
 
     Returns the loss and ``accuracy`` (share of rows, over both directions, whose pair has the largest similarity).
+    `impl` and `options` are those of `stvl.ops.pairwise.pairwise`; they do not change the loss.
     """
-    logits = scale * jnp.matmul(video.astype(jnp.float32), text.astype(jnp.float32).T, precision="highest")
-    diagonal = jnp.diagonal(logits)
-    video_to_text = (jax.nn.logsumexp(logits, axis=1) - diagonal).mean()
-    text_to_video = (jax.nn.logsumexp(logits, axis=0) - diagonal).mean()
+    found = pairwise(_contrast, video, text, params={"scale": scale}, impl=impl, options=options)
+    video_to_text = (found["clips"] - found["pairs"]).mean()
+    text_to_video = (found["texts"] - found["pairs"]).mean()
     loss = video_to_text + text_to_video
-    right = jnp.arange(logits.shape[0])
-    accuracy = 0.5 * ((logits.argmax(axis=1) == right).mean() + (logits.argmax(axis=0) == right).mean())
+    right = jnp.arange(video.shape[0])
+    accuracy = 0.5 * ((found["best_text"] == right).mean() + (found["best_clip"] == right).mean())
     return loss * (0.5 if directions == "mean" else 1.0), {"accuracy": accuracy}
+
+
+def _contrast(tile: Tile) -> dict[str, PerRow | PerColumn]:
+    logits = tile.params["scale"] * tile.similarity
+    return {
+        "clips": PerRow(logits, LOGSUMEXP),
+        "texts": PerColumn(logits, LOGSUMEXP),
+        # From the same product as the sums, so that rounding cannot make a pair likelier than certain.
+        "pairs": PerRow(jnp.where(tile.diagonal, logits, 0.0), SUM),
+        "best_text": PerRow(logits, ARGMAX),
+        "best_clip": PerColumn(logits, ARGMAX),
+    }
