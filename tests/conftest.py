@@ -9,7 +9,8 @@ from pathlib import Path
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could choose the CPU and eight devices")
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests marked gpu or tpu need their device: STVL_TEST_PLATFORM=cuda (or tpu) pytest -m gpu tests/ops
+os.environ["JAX_PLATFORMS"] = os.environ.get("STVL_TEST_PLATFORM", "cpu")
 FLAGS = ["--xla_force_host_platform_device_count=8"]
 # Test programs are tiny and run a few times: nearly all of their time is compile time, which this halves.
 FLAGS.append("--xla_backend_optimization_level=0")

@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 import types
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,9 @@ def test_pages_hold_python():
     assert counts["docs/flax-nnx.md"] >= 3
 
 
-@pytest.mark.parametrize("name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md", "docs/rope.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md", "docs/rope.md"]
+)
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(ROOT / name)
@@ -130,7 +131,10 @@ def test_the_toy_world_speaks_as_its_page_says():
 def test_every_page_with_python_is_run():
     run = {
         "README.md",
-        *(f"docs/{name}.md" for name in ["data", "evaluation", "architecture", "rope", "flax-nnx", "toy-world"]),
+        *(
+            f"docs/{name}.md"
+            for name in ["data", "evaluation", "architecture", "rope", "flax-nnx", "toy-world"]
+        ),
     }
     assert {named(page) for page in PAGES if blocks(page.read_text(encoding="utf-8"), "python")} == run
 

@@ -1,1 +1,1 @@
-"""Pure functions with exchangeable backends: rotary, attention, pairwise. Each op has an f32 reference that is its meaning."""
+"""Pure functions with exchangeable backends: rotary, attention, pairwise. Each has an f32 reference that is its meaning."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from stvl.core.errors import NotSupported
 from stvl.ops.attention import BACKENDS, AttentionOptions, Causal, Full, attention, explain, rules
 from stvl.ops.attention.masks import Both
 from stvl.ops.rotary import Rotary, rotate
-from tests.contracts.attention import SHAPES, AttentionContract, Blind, First, close, draw, plain
+from tests.contracts.attention import SHAPES, AttentionContract, Blind, First, Shape, close, draw, plain
 
 
 class TestXla(AttentionContract):
@@ -30,15 +32,22 @@ class TestChunked(AttentionContract):
 
 
 def test_every_backend_joins_the_contract():
+    """Classes of all files; cuDNN has a contract of its own, in half precision and on GPUs only."""
+    for name in ("tpu", "gpu", "ring", "vendor"):
+        importlib.import_module(f"tests.ops.test_attention_{name}")
     joined = {item.backend for item in AttentionContract.__subclasses__()}
-    assert joined == set(BACKENDS)
+    assert joined == set(BACKENDS) - {"cudnn"}
 
 
 def test_no_backend_named_asks_the_next_one_and_keeps_the_reason(monkeypatch):
     q, k, v, ct = draw(SHAPES["odd length"])
     assert explain(q, k, v) == ("xla", {})
     monkeypatch.setattr(rules, "SCORES_LIMIT", 100)
-    assert explain(q, k, v) == ("chunked", {"xla": "the scores take 1568 bytes, the limit is 100"})
+    chosen, reasons = explain(q, k, v)
+    assert chosen == "chunked" and reasons == {
+        "xla": "the scores take 1568 bytes, the limit is 100",
+        "ring": "no mesh axis 'context' splits the tokens",
+    }
     out = attention(q, k, v, mask=Causal())
     close(out, plain(q, k, v, ct, Causal())[0], 2e-5)
 
@@ -85,7 +94,17 @@ def test_shapes_that_do_not_fit_are_the_callers_fault(arrays, options, message, 
         attention(*arrays, **options, impl=impl)
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", [None, *BACKENDS])
+def test_sequences_of_no_tokens_give_zeros_and_no_gradient(impl):
+    q, k, v, ct = draw(Shape(2, 5, 5, 4, 2, 8))
+    nothing = jax.grad(lambda q, k, v: (attention(q, k, v, impl=impl) * ct).sum(), argnums=(0, 1, 2))
+    assert attention(q[:, :0], k, v, impl=impl).shape == (2, 0, 4, 8)
+    assert (np.asarray(attention(q, k[:, :0], v[:, :0], impl=impl)) == np.zeros((2, 5, 4, 8))).all()
+    dq, dk, dv = nothing(q, k[:, :0], v[:, :0])
+    assert (np.asarray(dq) == 0).all() and dk.shape == dv.shape == (2, 0, 2, 8)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla", "chunked"])
 def test_rotary_turns_queries_and_keys(impl):
     q, k, v, _ = draw(SHAPES["odd length"])
     rng = np.random.default_rng(0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import ShapeDtypeStruct
+from jax.sharding import Mesh
 from jaxtyping import Array
 
+from stvl.core.sharding import Rules
 from stvl.ops.attention.masks import Mask
 from stvl.ops.attention.options import AttentionOptions
 
@@ -23,6 +25,7 @@ class Case(NamedTuple):
         mask: who may see whom.
         options: tile sizes and switches.
         platform: ``cpu``, ``gpu`` or ``tpu``: where the program will run, which is not always where it is traced.
+        mesh: the mesh in force and its rules; `q` and `k` are the whole arrays, not one device's part.
     """
 
     q: ShapeDtypeStruct
@@ -31,6 +34,7 @@ class Case(NamedTuple):
     mask: Mask
     options: AttentionOptions
     platform: str
+    mesh: tuple[Mesh, Rules] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +45,10 @@ class Backend:
         run: ``run(q, k, v, rotary, mask, options)``, on arguments that the api has checked.
         declines: the reason why a case cannot be served, or None.
         kernel: whether XLA cannot split it over a mesh by itself, so that the api wraps it in shard_map.
+        core: the `Core` that `run` is built on, for the ring; None where there is none.
     """
 
     run: Callable[..., Array]
     declines: Callable[[Case], str | None] = lambda case: None
     kernel: bool = False
+    core: Any = None

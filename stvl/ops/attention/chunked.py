@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from stvl.core.sharding import target_platform
 from stvl.ops.attention.core import Visible
 from stvl.ops.attention.masks import FAR
 from stvl.ops.attention.options import AttentionOptions
@@ -19,15 +20,22 @@ from stvl.ops.rotary import Rotary
 #: Stands for minus infinity where a difference of two may be taken.
 LOW = -1e30
 
+#: Queries and sources in a tile by platform. The scores of a tile should fit the cache of a CPU: over 785, 1,025 and
+#: 3,137 tokens with 12 to 24 heads, forward and gradient take 217, 229 and 466 ms of CPU time with 256 x 256, and 366,
+#: 331 and 523 ms with 1,024 x 1,024.
+BLOCKS = {"cpu": (256, 256)}
+OTHER_BLOCKS = (1024, 512)
+
 
 class ChunkedCore(NamedTuple):
     """`Core` that walks over tiles of queries and, inside, over tiles of sources.
 
-    Products are taken in the dtype of the inputs, sums in f32. Tiles that nobody sees are passed over.
+    Products are taken in the dtype of the inputs, sums in f32. Tiles that nobody sees are passed over. Tile sizes come
+    from the options, else from the core, else from `BLOCKS`.
     """
 
-    block_q: int = 1024
-    block_kv: int = 512
+    block_q: int | None = None
+    block_kv: int | None = None
     fuses_rotary: bool = False
 
     def forward(
@@ -186,10 +194,17 @@ def _padded(x: Array, block: int, axis: int, value: int = 0) -> Array:
     return jnp.pad(x, widths, constant_values=value)
 
 
+def _even(tokens: int, most: int) -> int:
+    """Size of the fewest tiles of at most `most` tokens, so that 1,025 tokens are two tiles of 520 and not of 1,024."""
+    tiles = -(-tokens // most)
+    return min(-(-tokens // (8 * tiles)) * 8, most, tokens)
+
+
 def _tiles(core: ChunkedCore, q: Array, k: Array, visible: Visible, options: AttentionOptions) -> _Tiles:
     (_, queries, heads, _), (_, sources, groups, _) = q.shape, k.shape
-    block_q = min(options.block_q or core.block_q, queries)
-    block_kv = min(options.block_kv or core.block_kv, sources)
+    usual_q, usual_kv = BLOCKS.get(target_platform(), OTHER_BLOCKS)
+    block_q = _even(queries, options.block_q or core.block_q or usual_q)
+    block_kv = _even(sources, options.block_kv or core.block_kv or usual_kv)
     first = jnp.zeros(queries, jnp.int32) if visible.first is None else jnp.asarray(visible.first)
     last = jnp.full(queries, FAR, jnp.int32) if visible.last is None else jnp.asarray(visible.last)
     at = jnp.arange(sources, dtype=jnp.int32) if visible.at is None else jnp.asarray(visible.at)

@@ -47,8 +47,10 @@ class Core(Protocol):
     Cores are hashable and hold no arrays. `q` is (b, q, h, e); `k` and `v` are (b, s, g, e) with ``h % g == 0``.
     """
 
-    #: Whether `forward` and `backward` turn q and k themselves; else they get them turned and `rotary` is None.
-    fuses_rotary: bool
+    @property
+    def fuses_rotary(self) -> bool:
+        """Whether `forward` and `backward` turn q and k themselves; else they get them turned and `rotary` is None."""
+        ...
 
     def forward(
         self, q: Array, k: Array, v: Array, rotary: Rotary | None, visible: Visible, options: AttentionOptions

@@ -17,6 +17,9 @@ class AttentionOptions:
         interpret: run Pallas kernels step by step in Python; None: where no device of the kernel's kind is at hand.
         ring_axis: mesh axis over which the ring backend finds the tokens split.
         ring_local: backend that the ring uses on each device.
+        ring_zigzag: give each device an early and a late chunk of the tokens, so that a causal mask leaves all devices
+            the same work; None: where the mask makes that pay.
+        ring_ordered: the caller's tokens are in the order of `ring.zigzag_order` already, and stay in it.
     """
 
     block_q: int | None = None
@@ -26,3 +29,5 @@ class AttentionOptions:
     interpret: bool | None = None
     ring_axis: str = "context"
     ring_local: str | None = None
+    ring_zigzag: bool | None = None
+    ring_ordered: bool = False
