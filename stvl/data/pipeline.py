@@ -16,6 +16,7 @@ from stvl.core.config import config
 from stvl.core.errors import ConfigError, DataError, TrainingError
 from stvl.data import order
 from stvl.data.decode import DecodeError, Decoder, PyAVDecoder, VideoInfo
+from stvl.data.mining import HardMining, TextPool
 from stvl.data.records import Clip, ClipTable
 from stvl.data.sampling import segment_times
 from stvl.data.text import Tokenizer
@@ -28,17 +29,20 @@ _ATTEMPTS = 16
 #: Samples drawn before the share of damaged ones is judged (or one epoch, if that is less).
 _JUDGE_AFTER = 20
 _REASON_BYTES = 240
+#: Stream of random numbers that texts are drawn with; those of frames are the numbers of attempts.
+_TEXT_STREAM = 1 << 16
 
 
 @config
 class LoaderOptions:
-    """How training data are drawn and by how many hands. Only the first four fields change what is drawn.
+    """How training data are drawn and by how many hands. Only the first five fields change what is drawn.
 
     Attributes:
         batch: clips in a global batch, over all hosts.
         frames: frames of a clip.
         seed: key of order, times and crops.
         shuffle: draw a new order each epoch; False keeps the table's order.
+        mining: draw each clip's text from all that are relevant to it; None takes its own.
         workers: processes that decode; 0 decodes in threads of this process.
         threads: decoding threads in each process.
         prefetch: batches that are kept ready; with workers Grain's queues hold about six more for each of them.
@@ -49,6 +53,7 @@ class LoaderOptions:
     frames: int = 4
     seed: int = 0
     shuffle: bool = True
+    mining: HardMining | None = None
     workers: int = 0
     threads: int = 2
     prefetch: int = 2
@@ -81,6 +86,7 @@ class _Loader:
     decoder: Decoder
     frames: int
     nouns: int
+    pool: TextPool | None = None
 
     def video(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         """Frames of clip `index`, transformed. Raises: DecodeError."""
@@ -88,6 +94,14 @@ class _Loader:
         refuse_short(clip, _probed(self.decoder, clip.path))
         pictures = self.decoder.frames(clip.path, segment_times(clip.start, clip.end, self.frames, rng))
         return self.transform(pictures, rng)  # type: ignore[arg-type]
+
+    def mined(self, clips: Sequence[Clip], rngs: Sequence[np.random.Generator]) -> Batch:
+        """Texts drawn for the clips, and their codes: what replaces and extends a batch."""
+        if self.pool is None:
+            return {}
+        drawn = [self.pool.draw(clip, rng) for clip, rng in zip(clips, rngs, strict=True)]
+        text = self.tokenizer([self.pool.texts[number] for number in drawn])
+        return {"text": text, "text_verb": self.pool.verbs[drawn], "text_nouns": self.pool.nouns[drawn]}
 
     def batch(
         self, videos: Sequence[np.ndarray], indices: Sequence[int], asked: Sequence[int], size: int
@@ -140,12 +154,21 @@ class _Maker:
         samples = list(_pool(self.options.threads).map(self.sample, positions))
         videos, indices, asked, reasons = zip(*samples, strict=True)
         batch = self.loader.batch(videos, indices, asked, len(positions))
+        clips = [self.loader.table[index] for index in indices]
+        batch |= self.loader.mined(
+            clips, [self.text_rng(*item) for item in zip(positions, indices, strict=True)]
+        )
         # Text has no place in a batch of numbers, so reasons travel as bytes until the loader takes them out.
         packed = np.zeros((len(positions), _REASON_BYTES), np.uint8)
         for row, reason in zip(packed, reasons, strict=True):
             data = reason.encode()[:_REASON_BYTES]
             row[: len(data)] = np.frombuffer(data, np.uint8)
         return {**batch, "reason": packed}
+
+    def text_rng(self, position: int, index: int) -> np.random.Generator:
+        """Random numbers of the text of a clip, apart from those of its frames."""
+        epoch = position // len(self.loader.table)
+        return order.sample_rng(self.options.seed, epoch, index, _TEXT_STREAM)
 
     def sample(self, position: int) -> tuple[np.ndarray, int, int, str]:
         """(frames, index, index asked for or -1, reason) of one global position."""
@@ -200,7 +223,10 @@ class TrainLoader:
     ) -> None:
         if not len(table):
             raise DataError(f"{table.source}: no clip to train on")
-        loader = _Loader(table, transform, tokenizer, decoder or PyAVDecoder(), options.frames, _nouns(table))
+        pool = None if options.mining is None else TextPool.of(table, options.mining)
+        loader = _Loader(
+            table, transform, tokenizer, decoder or PyAVDecoder(), options.frames, _nouns(table), pool
+        )
         self.table, self.options = table, options
         self.bad: dict[str, BadVideo] = {}
         self.drawn = 0

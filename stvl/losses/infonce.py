@@ -4,37 +4,46 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.core.config import config
+from stvl.losses.pairs import How, Metrics, both, check_pairs, finite
+from stvl.losses.queue import Queue
+from stvl.losses.relevancy import Labels
 from stvl.ops.pairwise import ARGMAX, LOGSUMEXP, SUM, PairwiseOptions, PerColumn, PerRow, Tile, pairwise
 
 
 @config
-class InfoNCE:
+class InfoNCE(How):
     """Symmetric InfoNCE: cross-entropy of each clip over all texts and of each text over all clips.
 
     Attributes:
         temperature: divides the cosine similarities; 0.05 in EVA02-AT's pre-training (arXiv 2506.14356, Section 4).
             Not used where the model brings a learnable one.
         directions: ``mean`` of the two directions (CLIP) or their ``sum`` (EgoVLP, LaViLa).
-        impl: how to go over all pairs (`stvl.ops.pairwise`); None chooses by size and mesh.
     """
 
     temperature: float = 0.05
     directions: Literal["mean", "sum"] = "mean"
-    impl: Literal["dense", "chunked", "ring"] | None = None
+
+    def __post_init__(self) -> None:
+        finite(self, "temperature", above=0.0)
+        super().__post_init__()
 
     def __call__(
         self,
         video: Float[Array, "b o"],
         text: Float[Array, "b o"],
         temperature: Float[Array, ""] | None = None,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        *,
+        bias: Float[Array, ""] | None = None,
+        labels: Labels | None = None,
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
         scale = 1.0 / (self.temperature if temperature is None else temperature)
-        return infonce(video, text, scale, self.directions, impl=self.impl)
+        return infonce(video, text, scale, self.directions, impl=self.impl, options=self.options)
 
 
 def infonce(
@@ -43,21 +52,31 @@ def infonce(
     scale: float | Float[Array, ""],
     directions: str = "mean",
     *,
+    queue: Queue | None = None,
     impl: str | None = None,
     options: PairwiseOptions | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """``-1/B sum_i log softmax_j(scale * v_i . t_j)_i`` and the same with clips and texts exchanged.
+) -> tuple[Float[Array, ""], Metrics]:
+    """``-1/B sum_i log softmax_j(scale * v_i . t_j)_i`` and the same with clips and texts exchanged, mean or sum.
 
-    Returns the loss and ``accuracy`` (share of rows, over both directions, whose pair has the largest similarity).
-    `impl` and `options` are those of `stvl.ops.pairwise.pairwise`; they do not change the loss.
+    The own pair is the only positive and is part of the denominator. With a `queue`, past texts join the denominator of
+    the clips and past clips that of the texts; they are constants.
+
+    Returns the loss and ``accuracy`` (share of rows, over both directions, whose pair has the largest similarity in the
+    batch). `impl` and `options` are those of `stvl.ops.pairwise.pairwise`; they do not change the loss.
     """
-    found = pairwise(_contrast, video, text, params={"scale": scale}, impl=impl, options=options)
-    video_to_text = (found["clips"] - found["pairs"]).mean()
-    text_to_video = (found["texts"] - found["pairs"]).mean()
-    loss = video_to_text + text_to_video
-    right = jnp.arange(video.shape[0])
+    size = check_pairs(video, text)
+    how = {"params": {"scale": scale}, "impl": impl, "options": options}
+    found = pairwise(_contrast, video, text, **how)
+    clips, texts = found["clips"], found["texts"]
+    if queue is not None:
+        past = Queue(*(jax.lax.stop_gradient(x) for x in queue))
+        live = {"live": jnp.arange(past.video.shape[0]) < past.filled}
+        clips = jnp.logaddexp(clips, pairwise(_past_texts, video, past.text, columns=live, **how)["clips"])
+        texts = jnp.logaddexp(texts, pairwise(_past_clips, past.video, text, rows=live, **how)["texts"])
+    loss = both((clips - found["pairs"]).mean(), (texts - found["pairs"]).mean(), directions)
+    right = jnp.arange(size)
     accuracy = 0.5 * ((found["best_text"] == right).mean() + (found["best_clip"] == right).mean())
-    return loss * (0.5 if directions == "mean" else 1.0), {"accuracy": accuracy}
+    return loss, {"accuracy": accuracy}
 
 
 def _contrast(tile: Tile) -> dict[str, PerRow | PerColumn]:
@@ -70,3 +89,13 @@ def _contrast(tile: Tile) -> dict[str, PerRow | PerColumn]:
         "best_text": PerRow(logits, ARGMAX),
         "best_clip": PerColumn(logits, ARGMAX),
     }
+
+
+def _past_texts(tile: Tile) -> dict[str, PerRow]:
+    logits = tile.params["scale"] * tile.similarity
+    return {"clips": PerRow(jnp.where(tile.columns["live"][None, :], logits, -jnp.inf), LOGSUMEXP)}
+
+
+def _past_clips(tile: Tile) -> dict[str, PerColumn]:
+    logits = tile.params["scale"] * tile.similarity
+    return {"texts": PerColumn(jnp.where(tile.rows["live"][:, None], logits, -jnp.inf), LOGSUMEXP)}

@@ -22,20 +22,23 @@ class DualEncoderConfig:
         text: the text tower.
         embedding: width of the shared space; 256 in EVA02-AT, 512 / 768 in EVA02-CLIP B / L.
         temperature: start of a learnable temperature; None leaves temperature to the loss.
+        bias: start of a learnable bias of the logits (SigLIP: -10); None leaves it to the loss.
     """
 
     video: EVA02ATConfig = EVA02ATConfig()
     text: ClipTextConfig = ClipTextConfig()
     embedding: int = 256
     temperature: float | None = None
+    bias: float | None = None
 
 
 class Features(NamedTuple):
-    """What the towers give a loss: unit vectors in f32, and the learnable temperature where there is one."""
+    """What the towers give a loss: unit vectors in f32, and the learnable temperature and bias where there are any."""
 
     video: Float[Array, "b o"]
     text: Float[Array, "b o"]
     temperature: Float[Array, ""] | None = None
+    bias: Float[Array, ""] | None = None
 
 
 def unit(x: Float[Array, "b o"]) -> Float[Array, "b o"]:
@@ -65,12 +68,17 @@ class DualEncoder(nn.Module):
         if cfg.temperature is not None:
             start = jnp.log(1.0 / cfg.temperature)
             self.log_scale = self.param("log_scale", lambda _: jnp.asarray(start, jnp.float32))
+        if cfg.bias is not None:
+            self.logit_bias = self.param("logit_bias", lambda _: jnp.asarray(cfg.bias, jnp.float32))
 
     def __call__(
         self, video: Num[Array, "b t y x c"], ids: Int[Array, "b l"], train: bool = False
     ) -> Features:
         """Features of paired clips and texts."""
-        return Features(self.encode_video(video, train), self.encode_text(ids, train), self._temperature())
+        bias = None if self.config.bias is None else jnp.asarray(self.logit_bias)
+        return Features(
+            self.encode_video(video, train), self.encode_text(ids, train), self._temperature(), bias
+        )
 
     def encode_video(self, video: Num[Array, "b t y x c"], train: bool = False) -> Float[Array, "b o"]:
         """Unit features of clips; uint8 frames are normalised here."""

@@ -22,6 +22,7 @@ from stvl.data.text import ClipTokenizer
 from stvl.dist.mesh import MeshConfig
 from stvl.eval.protocols.egomcq import EgoMCQ
 from stvl.eval.protocols.epic_mir import EpicMIR, Opposites
+from stvl.losses.catalogue import AnyLoss
 from stvl.losses.infonce import InfoNCE
 from stvl.models.dual import DualEncoderConfig
 from stvl.train.optimizers import AdamW
@@ -42,6 +43,8 @@ class Experiment:
         tokenizer: texts to ids.
         loader: batch, frames, seed of the data order, workers.
         loss: what is minimised.
+        grad_cache: parts of a batch that the encoders see one at a time (`stvl.losses.gradcache`); the loss is over the
+            whole batch in any case. 1 encodes the batch at once.
         optimizer: how.
         mesh: layout of the devices.
         steps: length of the run.
@@ -62,7 +65,8 @@ class Experiment:
     eval_transform: EvalTransform
     tokenizer: ClipTokenizer = ClipTokenizer()
     loader: LoaderOptions = LoaderOptions()
-    loss: InfoNCE = InfoNCE()
+    loss: AnyLoss = InfoNCE()
+    grad_cache: int = 1
     optimizer: AdamW = AdamW()
     mesh: MeshConfig = MeshConfig()
     steps: int = 1000
@@ -97,6 +101,11 @@ class Experiment:
         if self.steps < 1 or self.log_every < 1 or self.save_every < 1:
             raise ConfigError(
                 f"steps, log_every and save_every are at least 1, found {self.steps}, {self.log_every}, {self.save_every}"
+            )
+        if self.grad_cache < 1 or self.loader.batch % self.grad_cache:
+            raise ConfigError(
+                f"grad_cache cuts a batch into equal parts: loader.batch = {self.loader.batch} is no multiple of "
+                f"grad_cache = {self.grad_cache}"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema is a decay between 0 and 1, found {self.ema}")

@@ -54,6 +54,13 @@ def abstract_inputs(experiment: Experiment, batch: int) -> tuple[jax.ShapeDtypeS
     return video, jax.ShapeDtypeStruct((batch, experiment.tokenizer.context_length), jnp.int32)
 
 
+def abstract_batch(experiment: Experiment, batch: int, nouns: int = 4) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of everything that the step reads of a batch: frames, ids, and codes with `nouns` places a clip."""
+    video, ids = abstract_inputs(experiment, batch)
+    verb, sets = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (batch, nouns)))
+    return {"video": video, "text": ids, "verb": verb, "nouns": sets}
+
+
 class Starter:
     """Makes the initial state of an experiment and tells the shapes and shardings of every state of it.
 
@@ -62,7 +69,7 @@ class Starter:
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
-        _refuse_uneven(experiment.loader.batch, mesh.shape["data"] * mesh.shape["fsdp"])
+        _refuse_uneven(experiment, mesh.shape["data"] * mesh.shape["fsdp"])
         self.experiment, self.mesh = experiment, mesh
         self.model, self.optimizer = build(experiment)
         boxed = jax.eval_shape(self._boxed, jax.random.key(0))
@@ -102,7 +109,13 @@ class Starter:
         )
 
 
-def _refuse_uneven(batch: int, slices: int) -> None:
+def _refuse_uneven(experiment: Experiment, slices: int) -> None:
+    batch, parts = experiment.loader.batch, experiment.grad_cache
+    if batch % slices == 0 and batch // parts % slices:
+        raise ConfigError(
+            f"grad_cache = {parts} leaves {batch // parts} clips a part, which the mesh (data x fsdp) cannot cut into "
+            f"{slices} slices: take fewer parts or a larger loader.batch"
+        )
     if batch % slices:
         near = [size for size in (batch // slices * slices, (batch // slices + 1) * slices) if size]
         raise ConfigError(

@@ -13,11 +13,15 @@ from jaxtyping import Array, Float
 
 from stvl.core.sharding import activation_sharding
 from stvl.dist.mesh import RULES, batch_sharding, replicated
-from stvl.models.dual import DualEncoder
+from stvl.losses.gradcache import cached_value_and_grad
+from stvl.losses.relevancy import LABELS
+from stvl.models.dual import DualEncoder, Features
 from stvl.train.experiment import Experiment
 from stvl.train.state import Starter, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+#: Arrays of a batch that go to the devices, where the batch has them.
+ARRAYS = ("video", "text", *LABELS)
 Step = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
 
@@ -32,12 +36,25 @@ def train_step(
     """``params - update(gradient of loss(model(video), model(text)))`` and the metrics of the batch."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
 
-    def objective(params: dict[str, Any]) -> tuple[Array, Metrics]:
-        rngs = {"drop_path": key}
-        features: Any = model.apply({"params": params}, batch["video"], batch["text"], train=True, rngs=rngs)
-        return experiment.loss(*features)
+    inputs = {name: batch[name] for name in ("video", "text")}
+    labels = {name: batch[name] for name in LABELS if name in batch}
 
-    (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    def encode(params: dict[str, Any], part: dict[str, Array], key: Array) -> Features:
+        rngs = {"drop_path": key}
+        found: Any = model.apply({"params": params}, part["video"], part["text"], train=True, rngs=rngs)
+        return found
+
+    def criterion(found: Features) -> tuple[Array, Metrics]:
+        return experiment.loss(found.video, found.text, found.temperature, bias=found.bias, labels=labels)
+
+    def objective(params: dict[str, Any]) -> tuple[Array, Metrics]:
+        return criterion(encode(params, inputs, key))
+
+    if experiment.grad_cache > 1:
+        cached = cached_value_and_grad(encode, criterion, experiment.grad_cache)
+        (loss, metrics), gradient = cached(state.params, inputs, key)
+    else:
+        (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     ema, decay = state.ema, experiment.ema
@@ -62,10 +79,9 @@ def make_step(starter: Starter) -> Step:
                 state, batch, model=starter.model, optimizer=starter.optimizer, experiment=starter.experiment
             )
 
-    inputs = {name: batch_sharding(mesh) for name in ("video", "text")}
     return jax.jit(
         step,
-        in_shardings=(starter.shardings, inputs),
+        in_shardings=(starter.shardings, batch_sharding(mesh)),
         out_shardings=(starter.shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -74,4 +90,8 @@ def make_step(starter: Starter) -> Step:
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Send the arrays that the step reads to the mesh; every host brings its own rows."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("video", "text")}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, batch[name])
+        for name in ARRAYS
+        if name in batch
+    }

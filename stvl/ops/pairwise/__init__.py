@@ -2,7 +2,7 @@
 
 from stvl.ops.pairwise.api import explain, pairwise
 from stvl.ops.pairwise.options import PairwiseOptions
-from stvl.ops.pairwise.reductions import ARGMAX, LOGSUMEXP, MAX, SUM
+from stvl.ops.pairwise.reductions import ARGMAX, LOGSUMEXP, MAX, SUM, TALLY
 from stvl.ops.pairwise.tile import PerColumn, PerRow, Term, Tile, pair_similarity
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LOGSUMEXP",
     "MAX",
     "SUM",
+    "TALLY",
     "PairwiseOptions",
     "PerColumn",
     "PerRow",

@@ -80,6 +80,18 @@ class Sum:
         return jnp.broadcast_to(cotangent, values.shape)
 
 
+class Tally(Sum):
+    """``sum_j v_ij`` for metrics, such as the share of a case: no gradient flows through it."""
+
+    differentiable: ClassVar[bool] = False
+
+    def whole(self, values: Array, axis: int) -> Array:
+        return jax.lax.stop_gradient(values).sum(axis)
+
+    def slope(self, cotangent: Array, values: Array, result: Array) -> Array:
+        return jnp.zeros_like(values)
+
+
 class LogSumExp:
     """``log sum_j exp v_ij``; -inf, without a gradient, where every value is -inf (an empty set)."""
 
@@ -167,4 +179,4 @@ def _finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
-SUM, LOGSUMEXP, MAX, ARGMAX = Sum(), LogSumExp(), Max(), ArgMax()
+SUM, TALLY, LOGSUMEXP, MAX, ARGMAX = Sum(), Tally(), LogSumExp(), Max(), ArgMax()
