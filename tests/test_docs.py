@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stvl.cli.evaluate import WORDS
+from stvl.cli.evaluate import arguments as word_arguments
 from stvl.cli.main import COMMANDS
 from stvl.core.axes import AXES
 from stvl.data.toy import NOUNS, OPPOSITES, VERBS
@@ -86,7 +88,7 @@ def test_pages_hold_python():
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md", "docs/rope.md"]
+    "name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md", "docs/rope.md", "docs/losses.md"]
 )
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -133,7 +135,7 @@ def test_every_page_with_python_is_run():
         "README.md",
         *(
             f"docs/{name}.md"
-            for name in ["data", "evaluation", "architecture", "rope", "flax-nnx", "toy-world"]
+            for name in ["data", "evaluation", "architecture", "rope", "losses", "flax-nnx", "toy-world"]
         ),
     }
     assert {named(page) for page in PAGES if blocks(page.read_text(encoding="utf-8"), "python")} == run
@@ -152,7 +154,10 @@ def test_commands_exist(page):
     for words in commands(page.read_text(encoding="utf-8")):
         name = " ".join(words[1:3]) if words[1] == "data" else words[1]
         assert name in COMMANDS, words
-        fields = {field.name.replace("_", "-") for field in dataclasses.fields(arguments(name))}
+        if name == "eval" and words[2] in WORDS:
+            fields = {option.replace("_", "-") for option in word_arguments(words[2])}
+        else:
+            fields = {field.name.replace("_", "-") for field in dataclasses.fields(arguments(name))}
         for word in words:
             if word.startswith("--"):
                 assert word[2:].split(".")[0] in fields, f"{name} has no option {word}"

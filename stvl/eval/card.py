@@ -11,7 +11,7 @@ from typing import Any
 
 from stvl import __version__
 from stvl.data.records import ClipTable
-from stvl.eval.encoders import Encoders, described
+from stvl.eval.encoders import Described, described
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Split:
     texts: tuple[str, ...] = ()
 
 
-def protocol_card(encoders: Encoders, protocol: str, split: Split, **more: Any) -> dict[str, Any]:
+def protocol_card(encoders: Described, protocol: str, split: Split, **more: Any) -> dict[str, Any]:
     """Describe one evaluation as JSON types: protocol, data with hashes and counts, input rules, model, versions.
 
     `more` overrides or adds fields, such as ``post_processing``, which says ``"none"`` unless a protocol does some.
@@ -57,7 +57,7 @@ def protocol_card(encoders: Encoders, protocol: str, split: Split, **more: Any) 
     }
 
 
-def input_card(encoders: Encoders) -> dict[str, Any]:
+def input_card(encoders: Described) -> dict[str, Any]:
     """How frames come from a file to the encoder, and the facts about the encoder that every card repeats on top."""
     facts = described(encoders)
     return {

@@ -16,6 +16,21 @@ DESCRIBED = ("positions", "dtype", "weights_sha256", "mean", "std")
 
 
 @runtime_checkable
+class Described(Protocol):
+    """What a protocol card asks of any model: the frames that it takes, and a description of itself."""
+
+    frames: int
+    size: int
+
+    @property
+    def transform(self) -> EvalTransform: ...
+
+    def describe(self) -> dict[str, Any]:
+        """At least the facts of `DESCRIBED`, as JSON types."""
+        ...
+
+
+@runtime_checkable
 class Encoders(Protocol):
     """A video encoder and a text encoder with one shared space, weights included.
 
@@ -50,7 +65,7 @@ class Encoders(Protocol):
         ...
 
 
-def described(encoders: Encoders) -> dict[str, Any]:
+def described(encoders: Described) -> dict[str, Any]:
     """`encoders.describe()`, checked to hold all of `DESCRIBED`.
 
     Raises:

@@ -34,15 +34,13 @@ def relevancy(
             raise ConfigError(
                 f"{side} side: verbs of shape {verbs.shape} with {len(nouns)} sets of nouns; one of each"
             )
-    videos, texts = _multi_hot(video_nouns, text_nouns)
-    video_size, text_size = videos.sum(1), texts.sum(1)
-    out = np.empty((len(videos), len(texts)), np.float32)
+    # Narrations repeat: each pair of a verb and a set of nouns is compared once, then the table is spread out.
+    video_keys, video_place = _distinct(video_verbs, video_nouns)
+    text_keys, text_place = _distinct(text_verbs, text_nouns)
+    table = _relevancy_table(video_keys, text_keys)
+    out = np.empty((len(video_place), len(text_place)), np.float32)
     for rows in _chunks(*out.shape):
-        shared = videos[rows] @ texts.T
-        union = video_size[rows, None] + text_size[None, :] - shared
-        nouns = shared / np.maximum(union, 1)
-        verbs = (video_verbs[rows, None] == text_verbs[None, :]) & (text_verbs >= 0)[None, :]
-        out[rows] = 0.5 * verbs + 0.5 * nouns
+        out[rows] = table[video_place[rows]][:, text_place]
     return out
 
 
@@ -121,16 +119,37 @@ def random_mir(
     return {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
 
 
-def _multi_hot(*sides: Sequence[Iterable[int]] | np.ndarray) -> list[Float32[np.ndarray, "rows codes"]]:
-    sets = [[{int(code) for code in nouns if code >= 0} for nouns in side] for side in sides]
-    column = {
-        code: i for i, code in enumerate(sorted({code for side in sets for nouns in side for code in nouns}))
-    }
-    hot = [np.zeros((len(side), len(column)), np.float32) for side in sets]
-    for array, side in zip(hot, sets, strict=True):
-        for row, nouns in enumerate(side):
+def _distinct(
+    verbs: np.ndarray, nouns: Sequence[Iterable[int]] | np.ndarray
+) -> tuple[list[tuple[int, frozenset[int]]], Int[np.ndarray, " rows"]]:
+    """The distinct (verb, set of nouns) in order of appearance, and the place of each row among them."""
+    places: dict[tuple[int, frozenset[int]], int] = {}
+    rows = [
+        (int(verb), frozenset(int(code) for code in codes if code >= 0))
+        for verb, codes in zip(verbs, nouns, strict=True)
+    ]
+    found = np.array([places.setdefault(row, len(places)) for row in rows], np.int64)
+    return list(places), found
+
+
+def _relevancy_table(
+    videos: list[tuple[int, frozenset[int]]], texts: list[tuple[int, frozenset[int]]]
+) -> Float32[np.ndarray, "videos texts"]:
+    codes = sorted({code for _, nouns in (*videos, *texts) for code in nouns})
+    column = {code: place for place, code in enumerate(codes)}
+    hot = [np.zeros((len(side), len(column)), np.float32) for side in (videos, texts)]
+    for array, side in zip(hot, (videos, texts), strict=True):
+        for row, (_, nouns) in enumerate(side):
             array[row, [column[code] for code in nouns]] = 1
-    return hot
+    sizes = [array.sum(1) for array in hot]
+    video_verbs, text_verbs = (np.array([verb for verb, _ in side], np.int64) for side in (videos, texts))
+    out = np.empty((len(videos), len(texts)), np.float32)
+    for rows in _chunks(*out.shape):
+        shared = hot[0][rows] @ hot[1].T
+        union = sizes[0][rows, None] + sizes[1][None, :] - shared
+        verbs = (video_verbs[rows, None] == text_verbs[None, :]) & (text_verbs >= 0)[None, :]
+        out[rows] = 0.5 * verbs + 0.5 * (shared / np.maximum(union, 1))
+    return out
 
 
 def _checked(similarity: np.ndarray, relevancy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from stvl.eval.embed import Progress, embed_table, embed_texts
 from stvl.eval.encoders import Encoders
 from stvl.eval.metrics.mir import mir, random_mir, relevancy
 from stvl.eval.metrics.recall import opposites_accuracy, recall
+from stvl.eval.metrics.recall import recall_chance as _chance
 from stvl.eval.result import Result
 
 
@@ -190,13 +191,3 @@ def _accuracy(
     return opposites_accuracy(
         similarity[clip, own], similarity[clip, opposite], np.array([row[3] for row in rows])
     )
-
-
-def _chance(right: np.ndarray, k: int) -> float:
-    """Chance of a right answer among k drawn without replacement, mean over the rows: 1 - C(n-r, k) / C(n, k)."""
-    n = right.shape[1]
-    wrong = n - right.sum(1)
-    miss = np.ones(len(right))
-    for i in range(min(k, n)):
-        miss *= np.maximum(wrong - i, 0) / (n - i)
-    return float(1 - miss.mean())
