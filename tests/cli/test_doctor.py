@@ -94,7 +94,7 @@ def test_a_mesh_that_is_not_here(config, tmp_path, capsys):
 
 def test_named_shapes(tmp_path):
     rows = told(["--shapes", "text-77,l14-16f"], tmp_path / "out.json")["attention"]
-    assert [(row["name"], row["impl"]) for row in rows] == [("text-77", "xla"), ("l14-16f", "chunked")]
+    assert [(row["name"], row["impl"]) for row in rows] == [("text-77", "chunked"), ("l14-16f", "chunked")]
     needed = 4 * 4 * 16 * 4097 * 4097
     assert rows[1]["reasons"]["xla"] == f"the scores take {needed} bytes, the limit is {rules.SCORES_LIMIT}"
 

@@ -8,6 +8,8 @@ from stvl.ops.bench.adapter import adapter
 from stvl.ops.bench.ahead import Compiled, bench_ahead, best
 from stvl.ops.bench.run import Plan
 
+pytestmark = pytest.mark.libtpu
+
 FORWARD, BACKWARD = "stvl_attention_forward", "stvl_attention_backward"
 
 #: Bytes of VMEM of one core (JAX, Pallas TPU documentation).

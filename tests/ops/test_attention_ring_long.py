@@ -151,6 +151,7 @@ with activation_sharding(mesh, {}):
 """
 
 
+@pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("local", ["chunked", "tpu"])
 def test_transfers_run_beside_the_products_on_tpus(local):

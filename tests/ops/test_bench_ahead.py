@@ -148,6 +148,7 @@ jax.jit(call).lower(*arrays).compile()
 """
 
 
+@pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_the_real_compiler_s_loops_are_counted(topology, tmp_path):
@@ -170,6 +171,7 @@ def test_the_real_compiler_s_loops_are_counted(topology, tmp_path):
     assert windows <= found.vmem < windows + 2**20
 
 
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_our_kernel_is_compiled_and_read(tmp_path):
     pytest.importorskip("libtpu", reason="the libtpu wheel is an optional package")

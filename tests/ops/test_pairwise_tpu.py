@@ -52,6 +52,7 @@ def compiled(topology: str, impl: str) -> tuple[int, str]:
     return found["temp"], found["text"]
 
 
+@pytest.mark.libtpu
 @pytest.mark.slow
 def test_columns_travel_while_their_tile_is_computed():
     pytest.importorskip("libtpu", reason="the libtpu wheel is an optional package")

@@ -199,6 +199,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_tpu_kernel_compiles_ahead_of_time_and_moves_fewer_bytes_than_xla(topology):

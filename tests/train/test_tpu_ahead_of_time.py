@@ -48,6 +48,7 @@ print(json.dumps({"devices": len(devices), "whole": whole, "inputs": inputs, **f
 """
 
 
+@pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "sizes", "batch"),
