@@ -102,11 +102,15 @@ class Terminal:
     def _line(self, row: dict[str, float]) -> str:
         if "loss" not in row:
             return "  ".join(f"{name} {value:.4f}" for name, value in row.items())
-        # A contrastive model that learns nothing stays at log(batch) and 1 / batch.
-        chance = f"loss {row['loss']:.3f} (chance {math.log(self._batch):.2f})"
-        accuracy = f"accuracy {row['accuracy']:.1%} (chance {1 / self._batch:.1%})"
+        loss = f"loss {row['loss']:.3f}"
+        # Only losses that are a softmax over the batch count accuracy: without learning, log(batch) and 1 / batch.
+        if "accuracy" in row:
+            loss += f" (chance {math.log(self._batch):.2f})"
+            loss += f"  accuracy {row['accuracy']:.1%} (chance {1 / self._batch:.1%})"
+        elif "positive_similarity" in row:
+            loss += f"  similarity {row['positive_similarity']:.3f} of pairs, {row['negative_similarity']:.3f} of others"
         speed = f"{row['clips_per_second']:.0f} clips/s  step {1000 * row['step_seconds']:.0f} ms"
-        return f"{chance}  {accuracy}  {speed}  data wait {row['data_wait']:.0%}  MFU {row['mfu']:.1%}"
+        return f"{loss}  {speed}  data wait {row['data_wait']:.0%}  MFU {row['mfu']:.1%}"
 
 
 class Hooks:

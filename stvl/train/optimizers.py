@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from stvl.core.config import config
@@ -85,3 +86,44 @@ class AdamW:
             mask=decay_mask,
         )
         return adam if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+@config
+class LAMB(AdamW):
+    """AdamW whose step is rescaled in each layer to the norm of its weights, for large batches. Fields are those of AdamW.
+
+    With ``u = m / (sqrt(v) + eps) + weight_decay * w`` of AdamW, each weight of each layer takes the step
+    ``-lr * |w| / |u| * u``; the ratio is 1 where either norm is 0. It acts on the leaves of `decay_mask`; norms, biases and
+    position tables take AdamW's step. Algorithm 2 of the paper has no such exception, but a bias that starts at zero would
+    hardly move after its first step.
+
+    Source: You et al., "Large Batch Optimization for Deep Learning", arXiv 1904.00962, Algorithm 2.
+    """
+
+    eps: float = 1e-6
+
+    def make(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation of a run of `steps` steps."""
+        lamb = optax.chain(
+            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.stateless(_by_trust),
+            optax.scale_by_learning_rate(self.schedule.make(steps)),
+        )
+        return lamb if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), lamb)
+
+
+def _by_trust(updates: Any, params: Any) -> Any:
+    """``|w| / |u| * u`` for the leaves of `decay_mask`, a layer at a time."""
+
+    def one(path: tuple[Any, ...], update: Any, weight: Any, adapts: bool) -> Any:
+        if not adapts:
+            return update
+        # `nn.scan` stacks a tower's layers in one array under this name; a layer's step must not depend on the others.
+        stacked = any(getattr(key, "key", None) == "layers" for key in path)
+        axes = tuple(range(int(stacked), update.ndim))
+        size, step = (jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (weight, update))
+        some = (size > 0) & (step > 0)
+        return update * jnp.where(some, size / jnp.where(some, step, 1.0), 1.0)
+
+    return jax.tree_util.tree_map_with_path(one, updates, params, decay_mask(params))

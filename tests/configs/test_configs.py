@@ -17,7 +17,7 @@ from stvl.dist.mesh import make_mesh
 from stvl.train.checkpoints import saved_experiment, steps
 from stvl.train.experiment import Experiment, load_experiment
 from stvl.train.loop import train
-from stvl.train.state import Starter, abstract_inputs
+from stvl.train.state import Starter, abstract_batch
 from stvl.train.step import make_step
 from tests.fixtures import ROOT, shrink
 
@@ -25,6 +25,14 @@ from tests.fixtures import ROOT, shrink
 CONFIGS: dict[str, list[str]] = {
     "quickstart": ["world={world}"],
     "folder": ["folder={world}", "captions=manifest_train.csv"],
+    "ego4d_pretrain": [
+        "csv={world}/manifest_train.csv",
+        "videos={world}",
+        "egomcq={world}/egomcq.json",
+        "egomcq_videos={world}/videos/P02",
+    ],
+    "ek100_mir": ["annotations={world}", "videos={world}/videos"],
+    "charades_ego": ["csv={world}/EPIC_100_retrieval_train.csv", "videos={world}/videos/P01"],
 }
 
 each = pytest.mark.parametrize("name", CONFIGS)
@@ -54,8 +62,8 @@ def test_config_is_shape_evaluated_at_full_size(name):
     made = load(name)
     # One device: a batch that is right for a laptop may not divide among the eight fake ones.
     starter = Starter(made, make_mesh(made.mesh, jax.devices()[:1]))
-    video, ids = abstract_inputs(made, made.loader.batch)
-    state, metrics = jax.eval_shape(make_step(starter), starter.target(), {"video": video, "text": ids})
+    batch = abstract_batch(made, made.loader.batch)
+    state, metrics = jax.eval_shape(make_step(starter), starter.target(), batch)
     assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(
         lambda leaf: leaf.shape, starter.abstract
     )

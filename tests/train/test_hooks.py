@@ -24,6 +24,18 @@ ROW = {
 }
 
 
+def test_a_loss_without_accuracy_shows_similarities_or_nothing_in_its_place(capsys):
+    hook = Terminal(steps=10, start=0, batch=8)
+    plain = {name: value for name, value in ROW.items() if name != "accuracy"}
+    hook.write(3, plain)
+    hook.write(4, {**plain, "positive_similarity": 0.5, "negative_similarity": 0.125})
+    hook.close()
+    lines = capsys.readouterr().out.splitlines()
+    rest = "  80 clips/s  step 100 ms  data wait 5%  MFU 12.3%"
+    assert lines[0] == "step 3/10  loss 2.000" + rest
+    assert lines[1] == "step 4/10  loss 2.000  similarity 0.500 of pairs, 0.125 of others" + rest
+
+
 def test_json_lines_are_appended_and_flushed(tmp_path):
     for step in (1, 2):
         hook = JsonLines(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from stvl.core.errors import ConfigError
 from stvl.dist.mesh import MeshConfig, make_mesh
-from stvl.train.optimizers import AdamW, Schedule, decay_mask
+from stvl.train.optimizers import LAMB, AdamW, Schedule, decay_mask
 from stvl.train.state import Starter
 from tests.fixtures import shrunk_model, tiny_experiment
 
@@ -107,3 +107,53 @@ def test_first_step_of_adam_is_the_learning_rate():
     updates, _ = made.update(gradient, made.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["kernel"], [-0.1, 0.1], rtol=1e-4)
     np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-4)
+
+
+def test_first_step_of_lamb_by_hand():
+    # Adam's first direction is the gradient's sign (-1, 1); with decay 0.5 of (3, -4) u = (0.5, -1), |u| = sqrt(1.25),
+    # and |w| = 5. The bias takes Adam's own step.
+    gradient = {"kernel": jnp.asarray([-7.0, 0.01]), "bias": jnp.asarray([2.0])}
+    made = LAMB(schedule=Schedule(peak=0.1, shape="constant"), weight_decay=0.5, clip=None, eps=1e-12).make(
+        10
+    )
+    updates, _ = made.update(gradient, made.init(PARAMS), PARAMS)
+    ratio = 5 / math.sqrt(1.25)
+    np.testing.assert_allclose(updates["kernel"], [-0.05 * ratio, 0.1 * ratio], rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-5)
+
+
+def test_lamb_takes_each_layer_of_a_stack_for_itself():
+    made = LAMB(schedule=Schedule(peak=0.1, shape="constant"), weight_decay=0.01, clip=None)
+    rng = np.random.default_rng(0)
+    layers = [jnp.asarray(scale * rng.standard_normal((4, 3)), jnp.float32) for scale in (1, 10, 0)]
+    slopes = [jnp.asarray(rng.standard_normal((4, 3)), jnp.float32) for _ in layers]
+
+    def steps(weights, gradients):
+        run = made.make(10)
+        state, out = run.init(weights), []
+        for _ in range(2):
+            updates, state = run.update(gradients, state, weights)
+            weights = jax.tree.map(jnp.add, weights, updates)
+            out.append(updates)
+        return out
+
+    stacked = steps({"layers": {"kernel": jnp.stack(layers)}}, {"layers": {"kernel": jnp.stack(slopes)}})
+    for i, (layer, slope) in enumerate(zip(layers, slopes, strict=True)):
+        alone = steps({"kernel": layer}, {"kernel": slope})
+        for joint, single in zip(stacked, alone, strict=True):
+            np.testing.assert_allclose(joint["layers"]["kernel"][i], single["kernel"], rtol=1e-5)
+    # A step is lr times the weights' norm, or lr times Adam's where there are no weights yet.
+    sizes = [float(jnp.linalg.norm(stacked[0]["layers"]["kernel"][i])) for i in range(3)]
+    expected = [0.1 * float(jnp.linalg.norm(layer)) for layer in layers[:2]] + [0.1 * math.sqrt(12)]
+    assert sizes == pytest.approx(expected, rel=1e-4)
+
+
+def test_lamb_bounds_the_gradient_and_follows_the_schedule():
+    gradient = {"kernel": jnp.asarray([6.0, 0.0]), "bias": jnp.asarray([8.0])}
+    schedule = Schedule(peak=1.0, start=0.5, warmup=1, shape="constant")
+    made = LAMB(b1=0.9, schedule=schedule, weight_decay=0.0).make(10)
+    first, state = made.update(gradient, made.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(state[1][0].mu["bias"], [0.08], rtol=1e-6)
+    second, _ = made.update(gradient, state, PARAMS)
+    np.testing.assert_allclose(second["kernel"], 2 * first["kernel"], rtol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(second["kernel"]), 5.0, rtol=1e-4)
