@@ -15,8 +15,9 @@ the clips as path,start,end,text, which EgoVLP's ``egoclip.csv`` (tabs between c
         for row in csv.DictReader(old, delimiter="\\t", quoting=csv.QUOTE_NONE):
             out.writerow([row["video_uid"] + ".mp4", row["clip_start"], row["clip_end"], row["clip_text"]])
 
-(look at the header of your file first: these are the column names of EgoVLP's release), and EgoClip+ (35 M pairs, with LaViLa's narrations) in the same way. `clips` is the number of rows: the length of the run
-follows from it. The whole table lies in memory, in every decoding process.
+(look at the header of your file first: these are the column names of EgoVLP's release), and EgoClip+ (35 M pairs, with
+LaViLa's narrations) in the same way. `clips` is the number of rows: the length of the run follows from it. The whole
+table lies in memory, in every decoding process.
 
 What to expect: the paper reports EgoMCQ inter/intra 95.0/63.2 (B) and 95.9/66.5 (L) after EgoClip+, and zero-shot EK-100 MIR
 mAP/nDCG 34.3/34.1 and 38.9/36.2. It starts from EVA02-CLIP's image weights. This config starts from random ones, as stvl
