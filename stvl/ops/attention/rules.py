@@ -106,11 +106,12 @@ _RING = (
     "not timed on several devices. 65,536 tokens, 16 heads of 64, bf16, causal, compiled for 8 v5e chips: every "
     "transfer of a step starts before its kernels and ends after them. jax 0.10.2, libtpu ahead of time"
 )
-#: Bundles and bytes are the compiler's; a chip with 1.5 GHz and 819 GB/s needs at least the larger of both times.
+#: Bundles (`stvl bench attention --aot v5e --dtype bf16 --direction both`) and bytes (XLA's cost analysis of the same
+#: programs) are the compiler's; a chip with 1.5 GHz and 819 GB/s needs at least the larger of both times.
 _TPU = (
-    "forward and gradient, bf16, compiled ahead of time for v5e, ms of xla and tpu by bundles (with waits) and by bytes: "
-    "text-77 0.1 and 0.3, 0.4 and 0.3; time-only 6.4 and 24, 8.4 and 3.4; space-only 0.6 and 1.1, 2.9 and 1.1; b16-4f "
-    "1.4 and 2.0, 6.4 and 1.1; window-8x7x7 2.8 and 5.3, 13.9 and 2.8. Not timed on a TPU. jax 0.10.2, libtpu 0.0.51"
+    "forward and gradient, bf16, compiled ahead of time for v5e, ms of xla and tpu by bundles (tpu with planned waits) and "
+    "by bytes: text-77 0.1 and 0.4, 0.4 and 0.3; time-only 6.4 and 36, 8.4 and 3.4; space-only 0.6 and 1.1, 2.9 and 1.1; "
+    "b16-4f 1.4 and 2.0, 6.4 and 1.1; window-8x7x7 2.8 and 5.3, 13.9 and 2.8. Not timed on a TPU. jax 0.10.2, libtpu 0.0.51"
 )
 _GPU = (
     "not measured: no GPU was at hand. The vendor's kernel first; the Pallas kernel (gpu) is for those who ask for it "
