@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.core.config import config
-from stvl.losses.pairs import How, Metrics, both, check_pairs, finite, similarities
-from stvl.losses.relevancy import Codes, Labels, code_arrays, codes_of, verb_and_noun
+from stvl.losses.pairs import Given, How, Metrics, Scored, both, check_pairs, finite, similarities
+from stvl.losses.relevancy import Codes, code_arrays, codes_of, verb_and_noun
 from stvl.ops.pairwise import LOGSUMEXP, TALLY, PairwiseOptions, PerColumn, PerRow, Tile, pairwise
 
 
@@ -39,19 +39,13 @@ class EgoNCE(How):
         finite(self, "temperature", above=0.0)
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        scale = 1.0 / (self.temperature if temperature is None else temperature)
-        codes = codes_of(labels)
-        return egonce(video, text, codes, scale, self.directions, impl=self.impl, options=self.options)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        scale = 1.0 / (self.temperature if given.temperature is None else given.temperature)
+        codes = codes_of(given.labels)
+        return egonce(
+            given.video, given.text, codes, scale, self.directions, impl=self.impl, options=self.options
+        )
 
 
 def egonce(

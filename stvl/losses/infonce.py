@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.core.config import config
-from stvl.losses.pairs import How, Metrics, both, check_pairs, finite
+from stvl.losses.pairs import Given, How, Metrics, Scored, both, check_pairs, finite
 from stvl.losses.queue import Queue
-from stvl.losses.relevancy import Labels
 from stvl.ops.pairwise import ARGMAX, LOGSUMEXP, SUM, PairwiseOptions, PerColumn, PerRow, Tile, pairwise
 
 
@@ -32,18 +31,10 @@ class InfoNCE(How):
         finite(self, "temperature", above=0.0)
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        scale = 1.0 / (self.temperature if temperature is None else temperature)
-        return infonce(video, text, scale, self.directions, impl=self.impl, options=self.options)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        scale = 1.0 / (self.temperature if given.temperature is None else given.temperature)
+        return infonce(given.video, given.text, scale, self.directions, impl=self.impl, options=self.options)
 
 
 def infonce(

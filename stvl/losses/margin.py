@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.core.config import config
-from stvl.losses.pairs import How, Metrics, check_pairs, finite, similarities, terms
+from stvl.losses.pairs import Given, How, Metrics, Scored, check_pairs, finite, similarities, terms
 from stvl.losses.relevancy import (
     Codes,
-    Labels,
     Relevancy,
     SharedLabel,
     VerbNoun,
@@ -42,17 +41,9 @@ class MIMM(How):
         finite(self, "margin")
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        return mimm(video, text, self.margin, impl=self.impl, options=self.options)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        return mimm(given.video, given.text, self.margin, impl=self.impl, options=self.options)
 
 
 @config
@@ -71,18 +62,10 @@ class AdaptiveMIMM(How):
         finite(self, "margin")
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        own = pair_relevancy(*codes_of(labels), self.relevancy)
-        return adaptive_mimm(video, text, own, self.margin, impl=self.impl, options=self.options)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        own = pair_relevancy(*codes_of(given.labels), self.relevancy)
+        return adaptive_mimm(given.video, given.text, own, self.margin, impl=self.impl, options=self.options)
 
 
 @config
@@ -101,19 +84,11 @@ class RelevanceMargin(How):
         finite(self, "margin")
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        codes = codes_of(labels)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        codes = codes_of(given.labels)
         how = {"impl": self.impl, "options": self.options}
-        return relevance_margin(video, text, codes, self.margin, self.relevancy, **how)
+        return relevance_margin(given.video, given.text, codes, self.margin, self.relevancy, **how)
 
 
 def mimm(

@@ -11,10 +11,9 @@ from jaxtyping import Array, Float
 
 from stvl.core.config import config
 from stvl.core.errors import ConfigError
-from stvl.losses.pairs import How, Metrics, both, check_pairs, finite, similarities
+from stvl.losses.pairs import Given, How, Metrics, Scored, both, check_pairs, finite, similarities
 from stvl.losses.relevancy import (
     Codes,
-    Labels,
     Relevancy,
     SharedLabel,
     VerbNoun,
@@ -54,17 +53,9 @@ class MultiSimilarity(How):
             )
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        return multi_similarity(video, text, codes_of(labels), self)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        return multi_similarity(given.video, given.text, codes_of(given.labels), self)
 
 
 def multi_similarity(

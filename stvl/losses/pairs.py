@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from stvl.core.config import config
 from stvl.core.errors import ConfigError
+from stvl.losses.relevancy import Labels
 from stvl.ops.pairwise import PairwiseOptions, pair_similarity
 
 Metrics = dict[str, Float[Array, ""]]
@@ -18,9 +19,19 @@ Scored = tuple[Float[Array, ""], Metrics]
 Directions = Literal["mean", "sum"]
 
 
+class Given(NamedTuple):
+    """What a loss is called with: unit features whose rows are pairs, and what the model and the batch have besides."""
+
+    video: Float[Array, "b o"]
+    text: Float[Array, "b o"]
+    temperature: Float[Array, ""] | None
+    bias: Float[Array, ""] | None
+    labels: Labels | None
+
+
 @config
 class How:
-    """How to go over all pairs; it changes memory and speed, never the loss.
+    """Base of the losses: how they are called, and how they go over all pairs, which never changes the loss.
 
     Attributes:
         impl: ``dense``, ``chunked`` or ``ring`` (`stvl.ops.pairwise`); None chooses by size and mesh.
@@ -32,6 +43,22 @@ class How:
 
     def __post_init__(self) -> None:
         _ = self.options
+
+    def __call__(
+        self,
+        video: Float[Array, "b o"],
+        text: Float[Array, "b o"],
+        temperature: Float[Array, ""] | None = None,
+        *,
+        bias: Float[Array, ""] | None = None,
+        labels: Labels | None = None,
+    ) -> Scored:
+        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
+        return self.of(Given(video, text, temperature, bias, labels))
+
+    def of(self, given: Given) -> Scored:
+        """The loss itself."""
+        raise NotImplementedError(f"{type(self).__name__} says no loss")
 
     @property
     def options(self) -> PairwiseOptions:

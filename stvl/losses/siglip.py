@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.core.config import config
-from stvl.losses.pairs import How, Metrics, check_pairs, finite, similarities
-from stvl.losses.relevancy import Labels
+from stvl.losses.pairs import Given, How, Metrics, Scored, check_pairs, finite, similarities
 from stvl.ops.pairwise import SUM, TALLY, PairwiseOptions, PerRow, Tile, pairwise
 
 
@@ -29,19 +28,11 @@ class SigLIP(How):
         finite(self, "temperature", above=0.0)
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        scale = 1.0 / (self.temperature if temperature is None else temperature)
-        bias = jnp.asarray(self.bias, jnp.float32) if bias is None else bias
-        return siglip(video, text, scale, bias, impl=self.impl, options=self.options)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        scale = 1.0 / (self.temperature if given.temperature is None else given.temperature)
+        bias = jnp.asarray(self.bias, jnp.float32) if given.bias is None else given.bias
+        return siglip(given.video, given.text, scale, bias, impl=self.impl, options=self.options)
 
 
 def siglip(

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stvl.core.config import config
-from stvl.losses.pairs import How, Metrics, check_pairs, finite, similarities, terms
+from stvl.losses.pairs import Given, How, Metrics, Scored, check_pairs, finite, similarities, terms
 from stvl.losses.relevancy import (
     Codes,
-    Labels,
     Relevancy,
     SharedLabel,
     VerbNoun,
@@ -169,17 +168,9 @@ class SMS(How):
         finite(self, "margin", "tau")
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        return sms(video, text, codes_of(labels), self)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        return sms(given.video, given.text, codes_of(given.labels), self)
 
 
 @config
@@ -202,17 +193,9 @@ class SMSHard(How):
         finite(self, "margin", "tau")
         super().__post_init__()
 
-    def __call__(
-        self,
-        video: Float[Array, "b o"],
-        text: Float[Array, "b o"],
-        temperature: Float[Array, ""] | None = None,
-        *,
-        bias: Float[Array, ""] | None = None,
-        labels: Labels | None = None,
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss and metrics of unit features whose rows are pairs; exact over the global batch under sharding."""
-        return sms_hard(video, text, codes_of(labels), self)
+    def of(self, given: Given) -> Scored:
+        """See `How`."""
+        return sms_hard(given.video, given.text, codes_of(given.labels), self)
 
 
 def sms(
