@@ -52,7 +52,7 @@ class Subject:
     """
 
     def __init__(self, op: Adapter, shape: Any, dtype: jnp.dtype, backward: bool) -> None:
-        self._op, self._backward = op, backward
+        self._backward = backward
         self._index = op.rows(shape)
         self.rows = None if self._index is None else len(self._index)
         self.sets = input_sets(inputs_of(op, shape, dtype, backward))
