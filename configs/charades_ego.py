@@ -1,7 +1,7 @@
 """EVA02-AT fine-tuned on Charades-Ego (arXiv 2506.14356): SMS for hard multi-labels (Eq. 17), LAMB, ten epochs of 16 frames.
 
     python configs/charades_ego.py CharadesEgo_v1_train_only1st.csv Charades_v1_classes.txt CharadesEgo_v1_480 actions.csv
-    stvl train configs/charades_ego.py csv=actions.csv videos=CharadesEgo_v1_480 clips=ROWS
+    stvl train configs/charades_ego.py csv=actions.csv videos=CharadesEgo_v1_480 clips=ROWS init=runs/ego4d_pretrain
     stvl eval charades-ego --run runs/charades_ego --setting fine-tuned --csv CharadesEgo_v1_test_only1st.csv \\
         --classes Charades_v1_classes.txt --videos CharadesEgo_v1_480
     stvl train configs/charades_ego.py size=tiny batch=16 epochs=2 clips=800 loader.workers=0 csv=... # a try on one CPU
@@ -12,9 +12,10 @@ they have the same class. Data, none of which comes with stvl: the official CSV 
 ``ID.mp4``.
 
 What to expect: the paper reports first-person mAP 36.1 (B) and 42.2 (L) fine-tuned, with SMS 38.0 and 42.5, and zero-shot
-27.8 and 30.9. It starts from the model that was pre-trained on Ego4D. This config starts from random weights, as a run
-cannot be started from another one's parameters yet, and will not come near: nobody has run it to its end. The paper gives
-no batch, no tau, no schedule after the warm-up, no weight decay, betas, bound on the gradient or crop.
+27.8 and 30.9. It starts from the model that was pre-trained on Ego4D: the run of `configs/ego4d_pretrain.py`, or converted
+weights, named with ``init=``. Without, this config starts from random weights and will not come near; nobody has run it to
+its end either way. The paper gives no batch, no tau, no schedule after the warm-up, no weight decay, betas, bound on the
+gradient or crop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """EVA02-AT pre-trained on Ego4D narrations (arXiv 2506.14356): InfoNCE, five epochs of four frames a clip.
 
     stvl train configs/ego4d_pretrain.py csv=egoclip.csv videos=ego4d egomcq=egomcq.json clips=ROWS
+    stvl train configs/ego4d_pretrain.py init=eva02-clip-b16 init.fresh=projection,log_scale csv=...   # as the paper starts
     stvl train configs/ego4d_pretrain.py size=l14 csv=...                        # batch 512
     stvl train configs/ego4d_pretrain.py size=tiny batch=16 epochs=1 clips=800 loader.workers=0 csv=... # a try on one CPU
 
@@ -20,9 +21,10 @@ LaViLa's narrations) in the same way. `clips` is the number of rows: the length 
 table lies in memory, in every decoding process.
 
 What to expect: the paper reports EgoMCQ inter/intra 95.0/63.2 (B) and 95.9/66.5 (L) after EgoClip+, and zero-shot EK-100 MIR
-mAP/nDCG 34.3/34.1 and 38.9/36.2. It starts from EVA02-CLIP's image weights. This config starts from random ones, as stvl
-does not read those weights yet, and will not come near these numbers: nobody has run it to its end. The paper gives no
-weight decay, betas, bound on the gradient or crop, and not whether the loss adds or averages its directions.
+mAP/nDCG 34.3/34.1 and 38.9/36.2. It starts from EVA02-CLIP's image weights: make a folder of them for four frames with
+`stvl convert` (docs/weights.md) and name it with ``init=``. Without, this config starts from random ones and will not come
+near these numbers; nobody has run it to its end either way. The paper gives no weight decay, betas, bound on the gradient
+or crop, and not whether the loss adds or averages its directions.
 """
 
 from __future__ import annotations

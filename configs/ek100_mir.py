@@ -1,6 +1,7 @@
 """EVA02-AT fine-tuned on EPIC-KITCHENS-100 multi-instance retrieval with each loss (arXiv 2506.14356).
 
     stvl train configs/ek100_mir.py annotations=epic-kitchens-100-annotations videos=EK100
+    stvl train configs/ek100_mir.py init=runs/ego4d_pretrain annotations=... videos=...     # as the paper starts
     stvl train configs/ek100_mir.py loss=adaptive-mimm run=runs/ek100_adaptive annotations=... videos=...
     stvl train configs/ek100_mir.py loss=sms loss.margin=0.4 loss.tau=0.05 annotations=... videos=...
     stvl train configs/ek100_mir.py size=tiny batch=16 epochs=2 clips=800 loader.workers=0 annotations=... # a try on one CPU
@@ -14,9 +15,10 @@ Data, none of which comes with stvl: the videos as ``PARTICIPANT/VIDEO.mp4``, an
 
 What to expect: the paper reports avg mAP/nDCG 59.0/70.8 (B) and 63.5/74.2 (L) with SMS. Its comparison of losses, on a
 ViT-B: MI-MM 52.1/67.3, adaptive MI-MM 55.1/68.1, SMS without tau 55.2/68.6, SMS 57.0/69.2; a random score has 5.7/10.9.
-They start from a model that was pre-trained on Ego4D. This config starts from random weights, as a run cannot be started
-from another one's parameters yet, and will not come near: nobody has run it to its end. The paper gives no weight decay,
-betas, bound on the gradient or crop, nor numbers for the losses that it does not compare.
+They start from a model that was pre-trained on Ego4D: the run of `configs/ego4d_pretrain.py`, or converted weights, named
+with ``init=``. Without, this config starts from random weights and will not come near; nobody has run it to its end either
+way. The paper gives no weight decay, betas, bound on the gradient or crop, nor numbers for the losses that it does not
+compare.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class MirArgs:
-    """EPIC-KITCHENS-100 multi-instance retrieval: of saved similarities (--similarity) or of a run (--run, --videos)."""
+    """EPIC-KITCHENS-100 multi-instance retrieval: of saved similarities (--similarity) or of a model (--run, --videos)."""
 
     annotations: str
     """EPIC_100_retrieval_test.csv."""
@@ -30,6 +30,8 @@ class MirArgs:
     """File for the whole result with its protocol card; with --similarity chance is computed for it too."""
     run: str | None = None
     """Run folder of a model; default: the newest under runs/."""
+    weights: str | None = None
+    """Weights folder of the model instead, as `stvl convert` writes it."""
     videos: str | None = None
     """Folder of the video files, for a model."""
     pattern: str = "{participant_id}/{video_id}.mp4"
@@ -86,11 +88,10 @@ def run_mir(argv: list[str]) -> int:
 
 
 def _with_model(args: MirArgs) -> dict[str, float]:
-    from stvl.cli.runs import newest_run
+    from stvl.cli.runs import load_model
     from stvl.eval.protocols.epic_mir import EpicMIR
-    from stvl.train.encoders import load_run
 
-    encoders = load_run(newest_run(args.run), step=args.step, frames=args.frames)
+    encoders, _ = load_model(args.run, args.weights, step=args.step, frames=args.frames)
     protocol = EpicMIR(
         csv=args.annotations, sentences=args.sentences, videos=args.videos or "", pattern=args.pattern
     )

@@ -17,6 +17,8 @@ class ModelArgs:
 
     run: str | None = None
     """Run folder of the model; default: the newest under runs/."""
+    weights: str | None = None
+    """Weights folder of the model instead, as `stvl convert` writes it."""
     frames: int | None = None
     """Frames a clip; default: as in training."""
     step: int | None = None
@@ -24,7 +26,7 @@ class ModelArgs:
     scores: tuple[str, ...] = ()
     """Saved scores (.npy) instead of a model; no video is looked at. See docs/evaluation.md for the shapes."""
     out: str | None = None
-    """File for the result with its protocol card; default: RUN/results/PROTOCOL.json."""
+    """File for the result with its protocol card; default: results/PROTOCOL.json in the run or weights folder."""
 
 
 def protocols() -> dict[str, type]:
@@ -80,17 +82,15 @@ def _evaluate(protocol: Any, model: ModelArgs) -> int:
     from stvl.core.errors import ConfigError
 
     if model.scores:
-        if model.run or model.frames or model.step:
-            raise ConfigError("give saved --scores or a model (--run, --frames, --step), not both")
+        if model.run or model.weights or model.frames or model.step:
+            raise ConfigError("give saved --scores or a model (--run, --weights, --frames, --step), not both")
         from stvl.eval.score_files import score_files
 
         result, path = score_files(protocol, model.scores), model.out
     else:
-        from stvl.cli.runs import newest_run
-        from stvl.train.encoders import load_run
+        from stvl.cli.runs import load_model
 
-        folder = newest_run(model.run)
-        encoders = load_run(folder, step=model.step, frames=model.frames)
+        encoders, folder = load_model(model.run, model.weights, step=model.step, frames=model.frames)
         suffix = f"-{encoders.frames}f" if model.frames else ""
         path = model.out or str(folder / "results" / f"{type(protocol).__name__}{suffix}.json")
         result = protocol.run(encoders)

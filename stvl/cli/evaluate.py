@@ -35,7 +35,7 @@ class Args:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Run folders, as `stvl train ... run=DIR` writes them; default: the newest under runs/."""
     protocols: tuple[str, ...] = ()
-    """Names of protocols (EpicMIR, EgoMCQ, Opposites); default: all of the experiment's."""
+    """Names of protocols (EpicMIR, EgoMCQ ...); default: all of the experiment's."""
     frames: int | None = None
     """Frames a clip; default: as in training."""
     step: int | None = None

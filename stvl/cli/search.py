@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from stvl.cli.main import console, parse_args
-from stvl.cli.runs import newest_run
+from stvl.cli.runs import load_model
 
 
 @dataclasses.dataclass
@@ -24,6 +24,8 @@ class Args:
     """Index file: read where --build is not given, written where it is."""
     run: str | None = None
     """Run folder of the model; default: the newest under runs/."""
+    weights: str | None = None
+    """Weights folder of the model instead, as `stvl convert` writes it."""
     window: float = 4.0
     """Length of a window in seconds."""
     stride: float = 2.0
@@ -44,13 +46,12 @@ def run(argv: list[str]) -> int:
     from stvl.core.errors import ConfigError
     from stvl.eval.index import Index, build_index
     from stvl.eval.search import hits_table, search
-    from stvl.train.encoders import load_run
 
     if args.build is None and args.index is None:
         raise ConfigError(
             "give --build FOLDER to index videos, or --index FILE to search an index written before"
         )
-    encoders = load_run(newest_run(args.run), frames=args.frames)
+    encoders, _ = load_model(args.run, args.weights, frames=args.frames)
     if args.build is None:
         index = Index.load(args.index or "")
     else:

@@ -22,6 +22,10 @@ class TrainingError(StvlError, RuntimeError):
     """Training cannot go on: a non-finite loss, too many damaged inputs, a checkpoint of another model."""
 
 
+class WeightsError(StvlError, ValueError):
+    """Weights cannot be used: a damaged file, another model, tensors left over or missing, unexplained shapes."""
+
+
 class NotSupported(Exception):
     """A backend declines a case; the dispatcher keeps the reason and asks the next backend."""
 

@@ -1,4 +1,4 @@
-"""CLIP's text tower (arXiv 2103.00020, Section 2.4), as the EVA02-CLIP models use it."""
+"""CLIP's text tower (arXiv 2103.00020, Section 2.4), which the EVA02-CLIP models use as well."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from stvl.core.config import config
 from stvl.core.errors import ConfigError
 from stvl.nn.attention import SelfAttention
 from stvl.nn.dense import Dense, LayerNorm, named
-from stvl.nn.mlp import Mlp
+from stvl.nn.flops import block_flops
+from stvl.nn.mlp import Activation, Mlp
 from stvl.nn.stack import Block, Stack
 from stvl.ops.attention import Causal
 
@@ -25,6 +26,7 @@ class ClipTextConfig:
         width, depth, heads: as in the video tower.
         context: number of positions; shorter texts are accepted.
         vocabulary: number of token ids.
+        activation: ``gelu`` (open_clip, EVA02-CLIP) or ``quick_gelu`` (OpenAI's weights and what started from them).
         remat, unroll: as in the video tower.
     """
 
@@ -33,12 +35,17 @@ class ClipTextConfig:
     heads: int = 8
     context: int = 77
     vocabulary: int = 49408
+    activation: Activation = "gelu"
     remat: str = "none"
     unroll: int = 1
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} cannot be divided into {self.heads} heads")
+
+    def flops(self, context: int) -> int:
+        """FLOPs of the blocks on one text, causal attention counted in full."""
+        return self.depth * block_flops(context, self.width, 4 * self.width, 2)
 
 
 class TextEncoder(nn.Module):
@@ -76,5 +83,5 @@ class TextEncoder(nn.Module):
         attention = functools.partial(
             SelfAttention, heads=cfg.heads, mask=Causal(), dtype=self.dtype, impl=self.impl
         )
-        mlp = functools.partial(Mlp, hidden=4 * cfg.width, dtype=self.dtype)
+        mlp = functools.partial(Mlp, hidden=4 * cfg.width, activation=cfg.activation, dtype=self.dtype)
         return functools.partial(Block, attention, mlp, eps=1e-5, dtype=self.dtype)

@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Int, Num
 
 from stvl.core.config import config
 from stvl.models.clip_text import ClipTextConfig, TextEncoder
-from stvl.models.eva02_at.module import EVA02ATConfig, VideoEncoder
+from stvl.models.eva02_at.module import EVA02ATConfig
+from stvl.models.timesformer.module import TimeSformerConfig
+from stvl.models.vit.module import ViTConfig
+
+#: Any video tower. Each config answers `tower`, `flops` and `title`, and has `width`, `image_size`, `frames`,
+#: `temporal_positions`, `mean` and `std`.
+VideoConfig = EVA02ATConfig | ViTConfig | TimeSformerConfig
 
 
 @config
@@ -20,12 +26,12 @@ class DualEncoderConfig:
     Attributes:
         video: the video tower.
         text: the text tower.
-        embedding: width of the shared space; 256 in EVA02-AT, 512 / 768 in EVA02-CLIP B / L.
+        embedding: width of the shared space; 256 in EVA02-AT and LaViLa, 512 / 768 in CLIP and EVA02-CLIP B / L.
         temperature: start of a learnable temperature; None leaves temperature to the loss.
         bias: start of a learnable bias of the logits (SigLIP: -10); None leaves it to the loss.
     """
 
-    video: EVA02ATConfig = EVA02ATConfig()
+    video: VideoConfig = EVA02ATConfig()
     text: ClipTextConfig = ClipTextConfig()
     embedding: int = 256
     temperature: float | None = None
@@ -63,7 +69,7 @@ class DualEncoder(nn.Module):
     def setup(self) -> None:
         """Make both towers."""
         cfg = self.config
-        self.video = VideoEncoder(cfg.video, cfg.embedding, self.dtype, self.impl)
+        self.video = cfg.video.tower(cfg.embedding, self.dtype, self.impl)
         self.text = TextEncoder(cfg.text, cfg.embedding, self.dtype, self.impl)
         if cfg.temperature is not None:
             start = jnp.log(1.0 / cfg.temperature)

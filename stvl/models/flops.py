@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from stvl.models.dual import DualEncoderConfig
+from stvl.nn.flops import block_flops
 
-
-def block_flops(tokens: int, width: int, hidden: int, mlp_products: int) -> int:
-    """One pre-norm block on one sequence: four projections, two attention products, and the MLP's products."""
-    projections = 2 * tokens * 4 * width * width
-    scores = 2 * 2 * tokens * tokens * width
-    mlp = 2 * tokens * mlp_products * width * hidden
-    return projections + scores + mlp
+__all__ = ["block_flops", "forward_flops", "train_flops"]
 
 
 def forward_flops(config: DualEncoderConfig, frames: int, context: int) -> dict[str, int]:
     """FLOPs of one clip and one text through the towers, by tower (causal attention counted in full)."""
-    video, text = config.video, config.text
-    places = video.side**2 * (frames // video.tube)
-    stem = 2 * places * video.tube * video.patch**2 * 3 * video.width
-    clip = stem + video.depth * block_flops(places + 1, video.width, video.mlp_hidden, 3)
-    words = text.depth * block_flops(context, text.width, 4 * text.width, 2)
     return {
-        "video": clip + 2 * video.width * config.embedding,
-        "text": words + 2 * text.width * config.embedding,
+        "video": config.video.flops(frames) + 2 * config.video.width * config.embedding,
+        "text": config.text.flops(context) + 2 * config.text.width * config.embedding,
     }
 
 

@@ -34,6 +34,7 @@ class Dense(nn.Module):
         use_bias: whether to add a bias over the output axes.
         inputs: how many trailing axes of the input are contracted.
         dtype: dtype of the product; parameters are f32.
+        zeros: start the kernel at zero, so that the layer begins silent.
 
     Kernels start from a normal of variance 1 / fan-in, which keeps narrow models trainable from scratch and is within
     a factor of 1.6 of CLIP's and EVA-02's 0.02 at widths of 768 and above.
@@ -44,12 +45,14 @@ class Dense(nn.Module):
     use_bias: bool = True
     inputs: int = 1
     dtype: jnp.dtype = jnp.float32
+    zeros: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         shape = (*x.shape[-self.inputs :], *self.features)
         outputs = tuple(range(self.inputs, len(shape)))
         init = nn.initializers.lecun_normal(in_axis=tuple(range(self.inputs)), out_axis=outputs)
+        init = nn.initializers.zeros if self.zeros else init
         kernel = self.param("kernel", named(init, self.axes), shape, jnp.float32)
         contract = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
         out = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))

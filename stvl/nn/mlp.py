@@ -1,6 +1,10 @@
-"""The two feed-forward layers in use: SwiGLU with an inner norm (EVA-02) and the plain GELU MLP (CLIP)."""
+"""The two feed-forward layers in use: SwiGLU with an inner norm (EVA-02) and the plain MLP (CLIP)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -8,6 +12,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stvl.nn.dense import Dense, LayerNorm
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``x * Phi(x)``, exact."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``x * sigmoid(1.702 x)``, the approximation that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+#: Activations by name.
+ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = MappingProxyType(
+    {"gelu": gelu, "quick_gelu": quick_gelu}
+)
 
 
 class SwiGLU(nn.Module):
@@ -36,17 +58,19 @@ class SwiGLU(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``out(gelu(up(x)))`` with the exact GELU.
+    """``out(act(up(x)))``.
 
     Attributes:
         hidden: width of the hidden layer; CLIP uses ``4 d``.
+        activation: name of a function in `ACTIVATIONS`.
         dtype: compute dtype.
     """
 
     hidden: int
+    activation: Activation = "gelu"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        inner = jax.nn.gelu(Dense((self.hidden,), "d f", dtype=self.dtype, name="up")(x), approximate=False)
+        inner = ACTIVATIONS[self.activation](Dense((self.hidden,), "d f", dtype=self.dtype, name="up")(x))
         return Dense((x.shape[-1],), "f d", dtype=self.dtype, name="out")(inner)

@@ -1,4 +1,4 @@
-"""Learned position tables of place and time."""
+"""The class token and the learned position tables of place and time."""
 
 from __future__ import annotations
 
@@ -59,3 +59,17 @@ class PositionTables(nn.Module):
                 time = jnp.asarray(resample_matrix(t, self.frames), jnp.float32) @ time
             x = x + time[:, None, None].astype(self.dtype)
         return x
+
+
+def with_class_token(owner: nn.Module, x: Float[Array, "b t y x d"]) -> Float[Array, "b n d"]:
+    """``[class_token + class_position, x_1 ... x_n]``: tokens in one line behind a learned one.
+
+    Both vectors are parameters of `owner`, whose compact method calls this: the class token's own position is a row of
+    its own in the published tables.
+    """
+    batch, width = x.shape[0], x.shape[-1]
+    init = named(nn.initializers.truncated_normal(0.02), "d")
+    token = owner.param("class_token", init, (width,), jnp.float32)
+    place = owner.param("class_position", init, (width,), jnp.float32)
+    first = jnp.broadcast_to((token + place).astype(x.dtype), (batch, 1, width))
+    return jnp.concatenate([first, x.reshape(batch, -1, width)], axis=1)

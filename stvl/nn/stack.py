@@ -20,9 +20,24 @@ from stvl.ops.rotary import Rotary
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
+    # What the attention kernels give is kept, and the kernels do not run again; without kernels the same as "full".
+    "attention": lambda prim, *_, **__: getattr(prim, "name", "") == "pallas_call",
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def drop_path(
+    owner: nn.Module, branch: Float[Array, "b n d"], rate: Float[Array, ""], train: bool
+) -> Float[Array, "b n d"]:
+    """Stochastic depth (arXiv 1603.09382): `branch` is dropped for a sample with probability `rate`, else scaled up.
+
+    Does nothing outside of training, nor where the caller of `owner` passed no ``drop_path`` stream of random numbers.
+    """
+    if not train or not owner.has_rng("drop_path"):
+        return branch
+    keep = jax.random.bernoulli(owner.make_rng("drop_path"), 1.0 - rate, (branch.shape[0], 1, 1))
+    return jnp.where(keep, branch / (1.0 - rate).astype(branch.dtype), 0)
 
 
 class Block(nn.Module):
@@ -46,17 +61,9 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         x = constrain(x, "b n")
         inner = LayerNorm(self.eps, dtype=self.dtype, name="attention_norm")(x)
-        x = x + self._drop_path(self.attention(name="attention")(inner, rotary), drop_rate, train)
+        x = x + drop_path(self, self.attention(name="attention")(inner, rotary), drop_rate, train)
         inner = LayerNorm(self.eps, dtype=self.dtype, name="mlp_norm")(x)
-        return x + self._drop_path(self.mlp(name="mlp")(inner), drop_rate, train), None
-
-    def _drop_path(
-        self, branch: Float[Array, "b n d"], rate: Float[Array, ""], train: bool
-    ) -> Float[Array, "b n d"]:
-        if not train or not self.has_rng("drop_path"):
-            return branch
-        keep = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - rate, (branch.shape[0], 1, 1))
-        return jnp.where(keep, branch / (1.0 - rate).astype(branch.dtype), 0)
+        return x + drop_path(self, self.mlp(name="mlp")(inner), drop_rate, train), None
 
 
 class Stack(nn.Module):
@@ -83,6 +90,8 @@ class Stack(nn.Module):
     ) -> Float[Array, "b n d"]:
         if self.remat not in REMAT:
             raise ConfigError(f"unknown remat policy {self.remat!r}{nearest(self.remat, REMAT)}")
+        # Kept only where the caller asks for intermediates, as `stvl.models.activations` does.
+        self.sow("intermediates", "embed", x)
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         if self.remat != "none":
             # Arguments are counted from self: 4 is `train`. Under scan, XLA cannot undo remat by common subexpressions.
@@ -93,7 +102,7 @@ class Stack(nn.Module):
             lifted = self.block.func
         scanned = nn.scan(
             lifted,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "drop_path": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType] - a tuple is documented
             length=self.depth,

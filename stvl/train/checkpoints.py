@@ -91,7 +91,8 @@ class Checkpoints:
         """Bring back `step` (default: the newest) with the shapes, dtypes and shardings of `target`.
 
         Raises:
-            TrainingError: there is no checkpoint, or it is of another architecture: every differing field is named.
+            TrainingError: there is no checkpoint, or it is of another architecture or optimizer, or of other rules for the
+                data: every differing field is named.
         """
         step = self.last if step is None else step
         if step is None:
@@ -142,18 +143,33 @@ def saved_experiment(folder: Path, step: int | None = None) -> Experiment:
 def refuse_other_model(saved: Experiment, asked: Experiment, folder: Path) -> None:
     """Raise where a checkpoint cannot be continued by `asked`, naming every field that differs."""
     fields = [row for row in diff(saved.model, asked.model) if not row[0].endswith(("remat", "unroll"))]
-    parts = [(f"model.{path}", old, new) for path, old, new in fields]
+    model = [(f"model.{path}", old, new) for path, old, new in fields]
+    other: list[tuple[str, Any, Any]] = []
     if (saved.ema is None) != (asked.ema is None):
-        parts.append(("ema", saved.ema, asked.ema))
+        other.append(("ema", saved.ema, asked.ema))
+    # Optimizers keep states of their own shape: AdamW's moments would be read as LAMB's.
+    if type(saved.optimizer) is not type(asked.optimizer):
+        other.append(("optimizer", type(saved.optimizer).__name__, type(asked.optimizer).__name__))
     if (saved.optimizer.clip is None) != (asked.optimizer.clip is None):
-        parts.append(("optimizer.clip", saved.optimizer.clip, asked.optimizer.clip))
-    if parts:
-        lines = [f"  {path}: the checkpoint has {old}, this run asks for {new}" for path, old, new in parts]
+        other.append(("optimizer.clip", saved.optimizer.clip, asked.optimizer.clip))
+    # Mining changes what a text of the batch is, so that one run would have been trained on two data sets.
+    if (saved.loader.mining is None) != (asked.loader.mining is None):
+        words = [
+            None if mining is None else type(mining).__name__
+            for mining in (saved.loader.mining, asked.loader.mining)
+        ]
+        other.append(("loader.mining", words[0], words[1]))
+    if model or other:
+        what = "with another architecture" if model else "in another way"
+        lines = [
+            f"  {path}: the checkpoint has {old}, this run asks for {new}"
+            for path, old, new in [*model, *other]
+        ]
         raise TrainingError(
-            f"{folder} was trained with another architecture:\n"
+            f"{folder} was trained {what}:\n"
             + "\n".join(lines)
-            + "\nset these fields back, or "
-            "choose another run folder with run=DIR"
+            + "\nset these fields back, or choose another run folder with run=DIR (init.folder=... starts a new run from "
+            "the parameters of this one)"
         )
 
 

@@ -20,14 +20,23 @@ from stvl.data.pipeline import LoaderOptions
 from stvl.data.sources import EpicSource, ManifestSource
 from stvl.data.text import ClipTokenizer
 from stvl.dist.mesh import MeshConfig
+from stvl.eval.protocols.charades_ego import CharadesEgo
 from stvl.eval.protocols.egomcq import EgoMCQ
 from stvl.eval.protocols.epic_mir import EpicMIR, Opposites
+from stvl.eval.protocols.epic_recognition import EpicRecognition
+from stvl.eval.protocols.recognition import Recognition
+from stvl.eval.protocols.retrieval import TextVideoRetrieval
+from stvl.eval.protocols.zero_shot import ZeroShot
 from stvl.losses.catalogue import AnyLoss
 from stvl.losses.infonce import InfoNCE
 from stvl.models.dual import DualEncoderConfig
+from stvl.train.init import Pretrained
 from stvl.train.optimizers import AdamW
 
-Protocol = EpicMIR | EgoMCQ | Opposites
+#: Protocols that take a model of two towers.
+Protocol = (
+    EpicMIR | EgoMCQ | Opposites | CharadesEgo | EpicRecognition | Recognition | ZeroShot | TextVideoRetrieval
+)
 
 
 @config
@@ -49,6 +58,7 @@ class Experiment:
         mesh: layout of the devices.
         steps: length of the run.
         seed: of the initial parameters and of the model's own randomness.
+        init: weights folder or run folder whose parameters the run starts from; None starts from random ones.
         dtype: compute dtype; ``auto`` is bfloat16 on accelerators and float32 on CPUs. Parameters are float32.
         ema: decay of an exponential moving average of the parameters that evaluation then uses; None for none.
         evals: protocols, run each `eval_every` steps and at the end.
@@ -71,6 +81,7 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     steps: int = 1000
     seed: int = 0
+    init: Pretrained | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     ema: float | None = None
     evals: tuple[Protocol, ...] = ()
@@ -128,7 +139,8 @@ def load_experiment(config_path: str | Path, overrides: Sequence[str] = ()) -> E
     """Run ``experiment(...)`` of a config module and apply ``name=value`` overrides.
 
     A name without a dot that is a parameter of the module's ``experiment`` function is passed to it (``folder=clips``);
-    every other name is a dotted path into the Experiment (``model.video.depth=4``).
+    every other name is a dotted path into the Experiment (``model.video.depth=4``). ``init=DIR`` starts from the weights
+    folder or run folder DIR, in any config (``init.fresh=projection`` and the other fields may follow).
 
     Raises:
         ConfigError: no such module, no ``experiment`` function, an unknown name (with the nearest), a wrong type.
@@ -152,7 +164,20 @@ def load_experiment(config_path: str | Path, overrides: Sequence[str] = ()) -> E
         if name.split(".")[0] not in fields:
             known = [*fields, *signature.parameters]
             raise ConfigError(f"{path.name} knows no {name!r}{nearest(name.split('.')[0], known)}")
-    return override(made, changes)
+    return override(*_with_init(made, changes))
+
+
+def _with_init(made: Experiment, changes: dict[str, str]) -> tuple[Experiment, dict[str, str]]:
+    """``init=DIR`` spelt out: a config without `init` gets one of that folder, so that its other fields can be changed."""
+    folder = changes.get("init", changes.get("init.folder", ""))
+    if folder.lower() in ("", "none", "null"):
+        lost = [name for name in changes if name.startswith("init.") and made.init is None]
+        if lost:
+            raise ConfigError(f"{lost[0]} needs a folder to start from: init=DIR")
+        return made, changes
+    init = Pretrained(folder=folder) if made.init is None else dataclasses.replace(made.init, folder=folder)
+    changes = {name: text for name, text in changes.items() if name not in ("init", "init.folder")}
+    return dataclasses.replace(made, init=init), changes
 
 
 def _pair(text: str) -> tuple[str, str]:

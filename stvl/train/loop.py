@@ -15,10 +15,11 @@ from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
 from stvl.models.flops import train_flops
-from stvl.train.checkpoints import Checkpoints, write_experiment
+from stvl.train.checkpoints import Checkpoints, saved_experiment, write_experiment
 from stvl.train.encoders import ModelEncoders
 from stvl.train.experiment import Experiment
 from stvl.train.hooks import Hooks, JsonLines, TensorBoard, Terminal
+from stvl.train.init import Pretrained
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
 from stvl.train.step import make_step, put_batch
@@ -81,8 +82,9 @@ class Run:
         )
         self.checkpoints = Checkpoints(self.folder, experiment)
         self.step = make_step(self.starter)
+        self.notes: tuple[str, ...] = ()
         self.state, self.start = self._begin()
-        write_experiment(self.folder, experiment)
+        write_experiment(self.folder, self.experiment)
         self.hooks = Hooks()
         if jax.process_index() == 0:
             terminal = Terminal(experiment.steps, self.start, experiment.loader.batch)
@@ -99,11 +101,22 @@ class Run:
         self.saved_bad = 0
 
     def _begin(self) -> tuple[TrainState, int]:
-        if self.checkpoints.last is None:
+        if self.checkpoints.last is not None:
+            found = self.checkpoints.restore(self.starter.target())
+            self.loader.set_state(found.data)
+            # What the run once started from stays on record, whatever is asked for now.
+            self._record(saved_experiment(self.folder, found.step).init)
+            return found.state, found.step
+        if self.experiment.init is None:
             return self.starter.start(), 0
-        found = self.checkpoints.restore(self.starter.target())
-        self.loader.set_state(found.data)
-        return found.state, found.step
+        given = self.starter.pretrained()
+        self.notes = given.notes
+        self._record(given.init)
+        return self.starter.start_from(given.params), 0
+
+    def _record(self, init: Pretrained | None) -> None:
+        """Let every checkpoint's experiment say what the run started from, with its hash."""
+        self.experiment = self.checkpoints.experiment = dataclasses.replace(self.experiment, init=init)
 
     def greet(self) -> None:
         """Say what is about to happen."""
@@ -118,6 +131,8 @@ class Run:
             f"{experiment.name}: {count / 1e6:.1f} M parameters, {len(self.table)} clips, batch {experiment.loader.batch}, "
             f"{experiment.compute_dtype}, {jax.default_backend()} ({sizes}), peak {self.peak_source}"
         )
+        for line in self.notes:
+            self.hooks.say(line)
         if self.start:
             self.hooks.say(f"resumed from step {self.start} in {self.folder}")
 

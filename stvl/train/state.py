@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ from stvl.core.errors import ConfigError
 from stvl.dist.mesh import replicated
 from stvl.dist.params import like_params, param_shardings
 from stvl.models.dual import DualEncoder
+from stvl.pretrained.folder import flat
 from stvl.train.experiment import Experiment
+from stvl.train.init import Start, load_start
 
 Params = dict[str, Any]
 
@@ -84,8 +87,30 @@ class Starter:
         )
 
     def start(self) -> TrainState:
-        """The state before the first step; the same values on every mesh."""
+        """The state before the first step; the same values on every mesh.
+
+        Raises:
+            WeightsError, ConfigError, TrainingError: see `stvl.train.init.load_start`.
+        """
+        if self.experiment.init is not None:
+            return self.start_from(self.pretrained().params)
         return jax.jit(self._make, out_shardings=self.shardings)(jax.random.key(self.experiment.seed))
+
+    def pretrained(self) -> Start:
+        """The parameters that ``experiment.init`` names, laid out on the mesh.
+
+        Raises:
+            ConfigError: the experiment names none; and as `stvl.train.init.load_start`.
+        """
+        init = self.experiment.init
+        if init is None:
+            raise ConfigError("this experiment starts from random parameters: it has no `init`")
+        places: Params = self.shardings.params
+        return load_start(init, self.experiment.model, self.abstract.params, places, self._fresh)
+
+    def start_from(self, params: Params) -> TrainState:
+        """The state before the first step with these parameters, whose memory is reused; the optimizer starts anew."""
+        return jax.jit(self._around, out_shardings=self.shardings, donate_argnums=0)(params)
 
     def target(self) -> TrainState:
         """Shapes, dtypes and shardings, for a restore onto this mesh."""
@@ -99,8 +124,21 @@ class Starter:
         video, ids = (jnp.zeros(x.shape, x.dtype) for x in abstract_inputs(self.experiment, 1))
         return dict(self.model.init(key, video, ids)["params"])
 
+    def _fresh(self, paths: Sequence[str]) -> dict[str, Any]:
+        """Some parameters, by path, with the values that `start` would give them."""
+        places = flat(self.shardings.params)
+
+        def some(key: Array) -> dict[str, Any]:
+            made = flat(nn.unbox(self._boxed(key)))
+            return {path: made[path] for path in paths}
+
+        key = jax.random.key(self.experiment.seed)
+        return jax.jit(some, out_shardings={path: places[path] for path in paths})(key)
+
     def _make(self, key: Array) -> TrainState:
-        params = nn.unbox(self._boxed(key))
+        return self._around(nn.unbox(self._boxed(key)))
+
+    def _around(self, params: Params) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

@@ -144,7 +144,10 @@ def test_embed_takes_one_kind_of_input(capsys):
     assert main(["embed", "--out", "x.npz"]) == 1
     assert main(["embed", "--out", "x.npz", "--text", "a", "--manifest", "b.csv"]) == 1
     assert (
-        capsys.readouterr().err.count("error: give one of --videos FILE ..., --manifest CSV and --text") == 2
+        capsys.readouterr().err.count(
+            "error: give one of --videos FILE ..., --images FILE ..., --manifest CSV and --text"
+        )
+        == 2
     )
 
 

@@ -147,7 +147,10 @@ def test_saved_scores_of_a_protocol_need_no_videos(tmp_path, monkeypatch, capsys
     assert main([*words, "--out", "r.json"]) == 0
     assert json.loads(Path("r.json").read_text())["metrics"]["r@1.t2v"] == 1
     assert main([*words, "--run", "x"]) == 1
-    assert "give saved --scores or a model (--run, --frames, --step), not both" in capsys.readouterr().err
+    assert (
+        "give saved --scores or a model (--run, --weights, --frames, --step), not both"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_protocol_on_a_run(tiny_run: TrainedRun, tiny_world, tmp_path, capsys):

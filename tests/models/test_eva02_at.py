@@ -14,8 +14,11 @@ import pytest
 import stvl.nn.attention
 from stvl.core.errors import ConfigError
 from stvl.models.eva02_at.module import EVA02ATConfig, VideoEncoder
+from stvl.models.eva02_at.schemes import AnyRope, EachFrame
 from stvl.ops.rotary import Rotary
 from stvl.ops.rotary import rotate as rotate_heads
+from stvl.rope.language import MRope, VideoRope, VRope
+from stvl.rope.schemes import AxialRope, MixedRope, Rope1D, Split3DRope, STRope, TADRope
 from tests.fixtures import random_params
 
 MODES = ("learned", "rope", "both", "none")
@@ -148,7 +151,7 @@ WRONG = [
     ({"width": 30, "heads": 4}, "width 30 cannot be divided into 4 heads"),
     ({"image_size": 20}, "image_size 20 is no multiple of patch 8"),
     ({"width": 36, "heads": 2}, r"divisible by 4, found 18 \(nearest: 16 or 20\)"),
-    ({"width": 36, "heads": 2, "temporal_positions": "none"}, "AxialRope .*divisible by 4, found 18"),
+    ({"width": 36, "heads": 2, "temporal_positions": "none"}, "STRope .*divisible by 4, found 18"),
 ]
 
 
@@ -165,3 +168,53 @@ def test_frames_of_another_size_are_refused():
 
 def test_mlp_width_is_two_thirds_of_four_widths():
     assert (config(width=768, heads=12).mlp_hidden, config(width=1024, heads=16).mlp_hidden) == (2048, 2730)
+
+
+ROPES: dict[str, AnyRope] = {
+    "split": Split3DRope(shares=(2, 3, 3)),
+    "1d": Rope1D(),
+    "tad": TADRope(),
+    "mrope": MRope(sections=(2, 3, 3)),
+    "vrope": VRope(),
+    "videorope": VideoRope(sections=(2, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_any_scheme_that_sees_time_turns_the_tower(name: str):
+    rope = ROPES[name]
+    image = features(config("none", rope=rope), VIDEO[:, :1])
+    np.testing.assert_array_equal(features(config("rope", rope=rope), VIDEO[:, :1]), image)
+    shuffled = VIDEO[:, [2, 0, 3, 1]]
+    still, moving = config("none", rope=rope), config("rope", rope=rope)
+    np.testing.assert_allclose(features(still, shuffled), features(still), atol=1e-5)
+    assert np.abs(features(moving, shuffled) - features(moving)).max() > 3e-4
+    assert np.abs(features(moving) - features(config("rope"))).max() > 3e-4
+
+
+def test_st_rope_at_time_zero_has_the_angles_of_the_image_model():
+    still, axial = EachFrame(scheme=STRope()), AxialRope()
+    angles = still.coords(3, 4, 5, prefix=2) @ still.frequencies(16)
+    np.testing.assert_array_equal(angles, axial.coords(3, 4, 5, prefix=2) @ axial.frequencies(16))
+
+
+def test_split_rope_at_time_zero_leaves_its_pairs_for_time_alone():
+    still = EachFrame(scheme=Split3DRope(shares=(2, 3, 3)))
+    angles = still.coords(2, 3, 3, prefix=0) @ still.frequencies(16)
+    assert not angles[:, :2].any()
+    assert angles[:, 2:].any()
+
+
+@pytest.mark.parametrize("rope", [AxialRope(), MixedRope()])
+def test_a_scheme_of_space_alone_is_refused_as_a_sense_of_time(rope: AnyRope):
+    with pytest.raises(ConfigError, match=r"Rope turns all frames alike, .*'both'.* set it to 'learned'"):
+        config("both", rope=rope)
+    assert config("learned", rope=rope).scheme == EachFrame(scheme=rope)
+
+
+def test_a_projection_has_a_bias_where_it_is_asked_for():
+    video = jnp.zeros((1, 4, 16, 16, 3))
+    for bias in (False, True):
+        module = VideoEncoder(config(projection_bias=bias), 8)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), video)["params"]
+        assert ("bias" in shapes["projection"]) is bias

@@ -15,7 +15,8 @@ from stvl.core.errors import ConfigError
 from stvl.models.dual import DualEncoder, DualEncoderConfig
 from stvl.models.eva02_at.module import EVA02ATConfig
 from stvl.models.eva02_at.presets import PRESETS, preset
-from stvl.rope.schemes import AxialRope, STRope
+from stvl.models.eva02_at.schemes import EachFrame
+from stvl.rope.schemes import STRope
 
 
 def shapes(config: DualEncoderConfig) -> dict[str, Any]:
@@ -112,10 +113,10 @@ def test_every_preset_evaluates_by_shape():
 @pytest.mark.parametrize(
     ("mode", "scheme", "table"),
     [
-        ("learned", AxialRope, True),
+        ("learned", EachFrame, True),
         ("rope", STRope, False),
         ("both", STRope, True),
-        ("none", AxialRope, False),
+        ("none", EachFrame, False),
     ],
 )
 def test_temporal_positions_choose_scheme_and_table(mode: Any, scheme: type, table: bool):

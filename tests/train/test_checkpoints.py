@@ -14,8 +14,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stvl.core.errors import TrainingError
+from stvl.data.mining import HardMining
 from stvl.dist.mesh import MeshConfig, make_mesh, replicated
 from stvl.train.checkpoints import Checkpoints, saved_experiment, steps, write_experiment
+from stvl.train.optimizers import LAMB
 from stvl.train.state import TrainState
 from tests.fixtures import same, shrunk_model, tiny_experiment
 
@@ -155,6 +157,38 @@ def test_another_architecture_is_refused_field_by_field(tmp_path):
     assert "  ema: the checkpoint has None, this run asks for 0.99" in lines
     assert len(lines) == 5
     assert lines[-1].startswith("set these fields back, or choose another run folder with run=DIR")
+
+
+def test_another_optimizer_and_switched_mining_are_refused_by_name(tmp_path):
+    written(tmp_path, 2).close()
+    asked = experiment(tmp_path)
+    loader = dataclasses.replace(asked.loader, mining=HardMining(threshold=0.1))
+    lamb = LAMB(schedule=asked.optimizer.schedule, clip=None)
+    other = dataclasses.replace(asked, optimizer=lamb, loader=loader)
+    with pytest.raises(TrainingError, match="was trained in another way") as problem:
+        Checkpoints(tmp_path, other).restore(target())
+    lines = str(problem.value).splitlines()
+    assert lines[1:4] == [
+        "  optimizer: the checkpoint has AdamW, this run asks for LAMB",
+        "  optimizer.clip: the checkpoint has 1.0, this run asks for None",
+        "  loader.mining: the checkpoint has None, this run asks for HardMining",
+    ]
+    assert "starts a new run from the parameters of this one" in lines[4]
+    assert len(lines) == 5
+    # Numbers of the same optimizer and of the same kind of mining may change.
+    rates = dataclasses.replace(asked.optimizer, b2=0.98, clip=0.5)
+    assert Checkpoints(tmp_path, dataclasses.replace(asked, optimizer=rates)).restore(target()).step == 2
+
+
+def test_mining_that_was_on_is_not_switched_off(tmp_path):
+    loader = dataclasses.replace(experiment(tmp_path).loader, mining=HardMining(threshold=0.1))
+    written(tmp_path, 2, loader=loader).close()
+    with pytest.raises(
+        TrainingError, match=r"loader\.mining: the checkpoint has HardMining, this run asks for None"
+    ):
+        Checkpoints(tmp_path, experiment(tmp_path)).restore(target())
+    stricter = dataclasses.replace(loader, mining=HardMining(threshold=0.5))
+    assert Checkpoints(tmp_path, experiment(tmp_path, loader=stricter)).restore(target()).step == 2
 
 
 def test_what_changes_no_parameter_may_change(tmp_path):

@@ -7,22 +7,21 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from stvl.core.config import config
 from stvl.core.errors import ConfigError
+from stvl.models.eva02_at.schemes import AnyRope, EachFrame, sees_time
 from stvl.nn.attention import SelfAttention
-from stvl.nn.dense import Dense, LayerNorm, named
+from stvl.nn.dense import Dense, LayerNorm
+from stvl.nn.flops import block_flops, stem_flops
 from stvl.nn.mlp import SwiGLU
-from stvl.nn.pixels import TubeEmbed, normalise
-from stvl.nn.positions import PositionTables
+from stvl.nn.pixels import CLIP_MEAN, CLIP_STD, TubeEmbed, normalise
+from stvl.nn.positions import PositionTables, with_class_token
 from stvl.nn.stack import Block, Stack
 from stvl.ops.rotary import Rotary
-from stvl.rope.schemes import AxialRope, RopeScheme, STRope
-
-#: Mean and standard deviation of CLIP's training images.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from stvl.rope.schemes import RopeScheme, STRope
 
 
 @config
@@ -40,7 +39,8 @@ class EVA02ATConfig:
             resample it linearly.
         temporal_positions: ``learned`` = P_t with the image model's 2-D rotary; ``rope`` = ST-RoPE without P_t;
             ``both`` = the paper's best; ``none`` = nothing tells the frames apart (a control).
-        rope: the joint space-time scheme; its spatial half is used alone where time has no rotation.
+        rope: the joint space-time scheme; where time has no rotation every frame takes its angles at time 0.
+        projection_bias: whether the projection into the shared space has a bias, as in EVA-CLIP's image towers.
         drop_path: stochastic depth of the last block.
         remat: what the backward pass keeps, a name in `stvl.nn.stack.REMAT`.
         unroll: layers in one trip of the scan over layers.
@@ -55,7 +55,8 @@ class EVA02ATConfig:
     image_size: int = 224
     frames: int = 4
     temporal_positions: Literal["learned", "rope", "both", "none"] = "both"
-    rope: STRope = STRope()
+    rope: AnyRope = STRope()
+    projection_bias: bool = False
     drop_path: float = 0.0
     remat: str = "none"
     unroll: int = 1
@@ -67,14 +68,19 @@ class EVA02ATConfig:
             raise ConfigError(f"width {self.width} cannot be divided into {self.heads} heads")
         if self.image_size % self.patch:
             raise ConfigError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
-        self.scheme.frequencies(self.width // self.heads)
+        self.rope.frequencies(self.width // self.heads)
+        if self.temporal_positions in ("rope", "both") and not sees_time(self.rope):
+            raise ConfigError(
+                f"{type(self.rope).__name__} turns all frames alike, so temporal_positions = "
+                f"{self.temporal_positions!r} would see no time: set it to 'learned' or 'none', or rope to STRope()"
+            )
 
     @property
     def scheme(self) -> RopeScheme:
         """The rotary scheme in force: joint in space and time, or of space alone."""
         if self.temporal_positions in ("rope", "both"):
             return self.rope
-        return AxialRope(base=self.rope.base_space, reference_grid=self.rope.reference_grid)
+        return EachFrame(scheme=self.rope)
 
     @property
     def mlp_hidden(self) -> int:
@@ -85,6 +91,21 @@ class EVA02ATConfig:
     def side(self) -> int:
         """Patches along a side."""
         return self.image_size // self.patch
+
+    @property
+    def title(self) -> str:
+        """Family and sizes in words, for cards and messages."""
+        return f"EVA02-AT {self.width}x{self.depth}, patch {self.patch}"
+
+    def flops(self, frames: int) -> int:
+        """FLOPs of one clip up to the last block."""
+        places = self.side**2 * (frames // self.tube)
+        blocks = self.depth * block_flops(places + 1, self.width, self.mlp_hidden, 3)
+        return stem_flops(places, self.tube, self.patch, self.width) + blocks
+
+    def tower(self, embedding: int, dtype: DTypeLike, impl: str | None) -> nn.Module:
+        """The module of these sizes: frames to features of width `embedding`."""
+        return VideoEncoder(self, embedding, jnp.dtype(dtype), impl)
 
 
 class VideoEncoder(nn.Module):
@@ -106,16 +127,18 @@ class VideoEncoder(nn.Module):
     def __call__(self, video: Num[Array, "b t y x c"], train: bool = False) -> Float[Array, "b o"]:
         cfg = self.config
         x = normalise(video, cfg.mean, cfg.std)
-        x = TubeEmbed(cfg.width, cfg.patch, cfg.tube, self.dtype, name="stem")(x)
+        x = TubeEmbed(cfg.width, cfg.patch, cfg.tube, dtype=self.dtype, name="stem")(x)
         table = cfg.frames if cfg.temporal_positions in ("learned", "both") else 0
         x = PositionTables((cfg.side, cfg.side), table // cfg.tube, self.dtype, name="positions")(x)
         rotary = self._rotary(x.shape)
-        x = self._with_class_token(x)
+        x = with_class_token(self, x)
         x = Stack(self._block(), cfg.depth, cfg.drop_path, cfg.remat, cfg.unroll, name="stack")(
             x, rotary, train
         )
         token = LayerNorm(1e-6, dtype=jnp.float32, name="norm")(x[:, 0])
-        return Dense((self.embedding,), "d o", use_bias=False, dtype=jnp.float32, name="projection")(token)
+        return Dense((self.embedding,), "d o", cfg.projection_bias, dtype=jnp.float32, name="projection")(
+            token
+        )
 
     def _block(self) -> functools.partial[nn.Module]:
         cfg = self.config
@@ -124,15 +147,6 @@ class VideoEncoder(nn.Module):
         )
         mlp = functools.partial(SwiGLU, hidden=cfg.mlp_hidden, dtype=self.dtype)
         return functools.partial(Block, attention, mlp, dtype=self.dtype)
-
-    def _with_class_token(self, x: Float[Array, "b t y x d"]) -> Float[Array, "b n d"]:
-        batch, width = x.shape[0], x.shape[-1]
-        init = named(nn.initializers.truncated_normal(0.02), "d")
-        # The class token's own learned position is a separate table row in the published weights.
-        token = self.param("class_token", init, (width,), jnp.float32)
-        place = self.param("class_position", init, (width,), jnp.float32)
-        first = jnp.broadcast_to((token + place).astype(x.dtype), (batch, 1, width))
-        return jnp.concatenate([first, x.reshape(batch, -1, width)], axis=1)
 
     def _rotary(self, shape: tuple[int, ...]) -> Rotary:
         cfg = self.config

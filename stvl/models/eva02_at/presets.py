@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import MappingProxyType
 
 from stvl.core.errors import ConfigError, nearest
@@ -35,6 +36,23 @@ PRESETS = MappingProxyType(
         "l14-336": DualEncoderConfig(
             video=EVA02ATConfig(width=1024, depth=24, heads=16, patch=14, image_size=336), text=_L_TEXT
         ),
+    }
+)
+
+
+def _image(model: DualEncoderConfig, embedding: int) -> DualEncoderConfig:
+    """With what the image weights of EVA02-CLIP have besides: their shared space, a bias, and a temperature."""
+    video = dataclasses.replace(model.video, projection_bias=True)
+    return dataclasses.replace(model, video=video, embedding=embedding, temperature=0.07)
+
+
+#: EVA02-CLIP (arXiv 2303.15389, Table 1), as open_clip has it: every image weight has a place, only P_t is new.
+CLIP_PRESETS = MappingProxyType(
+    {
+        "tiny": _image(PRESETS["tiny"], 64),
+        "b16": _image(PRESETS["b16"], 512),
+        "l14": _image(PRESETS["l14"], 768),
+        "l14-336": _image(PRESETS["l14-336"], 768),
     }
 )
 

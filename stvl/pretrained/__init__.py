@@ -1,0 +1,1 @@
+"""Public checkpoints in and out: which model a file holds, its conversion into a folder that stvl uses, and back."""

@@ -1,0 +1,1 @@
+"""One reader a file format; all give named tensors (`stvl.weights.source.Source`)."""
