@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from stvl.core.sharding import activation_sharding
+from stvl.core.errors import ConfigError
+from stvl.core.sharding import activation_sharding, mesh_in_force
 from stvl.dist.mesh import RULES, batch_sharding, replicated
-from stvl.losses.gradcache import cached_value_and_grad
+from stvl.losses.gradcache import Encode, cached_value_and_grad
 from stvl.losses.relevancy import LABELS
 from stvl.models.dual import DualEncoder, Features
 from stvl.train.experiment import Experiment
@@ -44,14 +45,19 @@ def train_step(
         found: Any = model.apply({"params": params}, part["video"], part["text"], train=True, rngs=rngs)
         return found
 
+    towers: Encode = encode
+    if experiment.mesh.gather == "step":
+        _refuse_drop_path(experiment)
+        towers = gathered_once(encode, model.dtype)
+
     def criterion(found: Features) -> tuple[Array, Metrics]:
         return experiment.loss(found.video, found.text, found.temperature, bias=found.bias, labels=labels)
 
     def objective(params: dict[str, Any]) -> tuple[Array, Metrics]:
-        return criterion(encode(params, inputs, key))
+        return criterion(towers(params, inputs, key))
 
     if experiment.grad_cache > 1:
-        cached = cached_value_and_grad(encode, criterion, experiment.grad_cache)
+        cached = cached_value_and_grad(towers, criterion, experiment.grad_cache)
         (loss, metrics), gradient = cached(state.params, inputs, key)
     else:
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -62,6 +68,51 @@ def train_step(
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
     metrics = {**metrics, "loss": loss, "grad_norm": global_norm(gradient)}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+
+def gathered_once(encode: Encode, dtype: jnp.dtype) -> Encode:
+    """`encode` with all parameters put together before it, and all gradients summed after it, on the mesh in force.
+
+    Each device runs the towers on its rows by itself (`jax.shard_map`), so that neither the loop over layers nor its
+    backward pass exchanges anything. Kernels of the blocks, which compute in `dtype`, travel in it.
+    Source: ZeRO-2 (arXiv 1910.02054, Section 5) with parameters that are also sliced between steps.
+    """
+    found = mesh_in_force()
+    if found is None or found[0].size == 1:
+        return encode
+    mesh, rules = found
+    rows = PartitionSpec(rules["batch"])
+
+    def local(params: dict[str, Any], part: dict[str, Array], key: Array) -> Features:
+        # The mesh still says which platform the program is for; nothing is left to split.
+        with activation_sharding(mesh, {}):
+            return encode(params, part, key)
+
+    def narrow(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = [getattr(entry, "key", None) for entry in path]
+        return leaf.astype(dtype) if "layers" in names and names[-1] == "kernel" else leaf
+
+    def run(params: dict[str, Any], part: dict[str, Array], key: Array) -> Features:
+        params = jax.tree_util.tree_map_with_path(narrow, params)
+        # Temperature and bias, where the model has them, are the same everywhere.
+        whole = PartitionSpec()
+        out: Any = Features._make((rows, rows, whole, whole))
+        # Every sum over devices is the one of the gradients, so nothing need be tracked.
+        mapped = jax.shard_map(
+            local, mesh=mesh, in_specs=(whole, rows, whole), out_specs=out, check_vma=False
+        )
+        return mapped(params, part, key)
+
+    return run
+
+
+def _refuse_drop_path(experiment: Experiment) -> None:
+    rate = getattr(experiment.model.video, "drop_path", 0.0)
+    if rate:
+        # Each device would draw for its rows by itself, and the numbers would depend on the mesh.
+        raise ConfigError(
+            f"mesh.gather = 'step' takes no drop path, found model.video.drop_path = {rate}: set gather=layer"
+        )
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:
