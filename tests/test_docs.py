@@ -88,7 +88,15 @@ def test_pages_hold_python():
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/data.md", "docs/evaluation.md", "docs/architecture.md", "docs/rope.md", "docs/losses.md"]
+    "name",
+    [
+        "docs/data.md",
+        "docs/evaluation.md",
+        "docs/architecture.md",
+        "docs/rope.md",
+        "docs/losses.md",
+        "docs/weights.md",
+    ],
 )
 def test_python_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -96,7 +104,7 @@ def test_python_blocks_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/flax-nnx.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/flax-nnx.md", "docs/models.md"])
 def test_python_blocks_with_a_model_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(ROOT / name)
@@ -135,7 +143,17 @@ def test_every_page_with_python_is_run():
         "README.md",
         *(
             f"docs/{name}.md"
-            for name in ["data", "evaluation", "architecture", "rope", "losses", "flax-nnx", "toy-world"]
+            for name in [
+                "data",
+                "evaluation",
+                "architecture",
+                "rope",
+                "losses",
+                "weights",
+                "models",
+                "flax-nnx",
+                "toy-world",
+            ]
         ),
     }
     assert {named(page) for page in PAGES if blocks(page.read_text(encoding="utf-8"), "python")} == run

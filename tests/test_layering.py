@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 _MODEL_ROOMS = frozenset({"core", "rope", "ops", "nn", "models", "weights"})
-_RUN_ROOMS = _MODEL_ROOMS | {"losses", "data", "dist"}
+_RUN_ROOMS = _MODEL_ROOMS | {"losses", "data", "dist", "pretrained"}
 
 #: Room -> the rooms that it may import besides itself. A folder of stvl/ that is not listed here is refused.
 ALLOWED: dict[str, frozenset[str]] = {
@@ -28,10 +28,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "losses": frozenset({"core", "ops"}),
     "data": frozenset({"core"}),
     "dist": frozenset({"core"}),
+    "pretrained": _MODEL_ROOMS | {"data"},
     "eval": _RUN_ROOMS,
     "train": _RUN_ROOMS | {"eval"},
     "plan": _RUN_ROOMS | {"eval", "train"},
-    "cli": _RUN_ROOMS | {"eval", "train", "plan"},
+    "claims": _RUN_ROOMS | {"eval", "train"},
+    "cli": _RUN_ROOMS | {"eval", "train", "plan", "claims"},
     "__init__": frozenset({"core"}),
     "__main__": frozenset({"cli"}),
 }
@@ -216,7 +218,7 @@ def declared_distributions() -> set[str]:
     """Core dependencies and the extras that stvl itself imports, inside functions; normalised names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["torch"] + extras["notebooks"]
+    wanted = project["dependencies"] + extras["torch"] + extras["notebooks"] + extras["hub"]
     names = (re.match(r"[A-Za-z0-9_.-]+", line) for line in wanted)
     return {name.group().lower().replace("_", "-") for name in names if name}
 

@@ -18,11 +18,19 @@ Args = TypeVar("Args")
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("stvl.cli.train", "train an experiment, or go on with it"),
     "eval": ("stvl.cli.evaluate", "evaluate run folders by their protocols and print them side by side"),
-    "embed": ("stvl.cli.embed", "embed videos or texts into an .npz file"),
+    "embed": ("stvl.cli.embed", "embed videos, images or texts into an .npz file"),
     "search": ("stvl.cli.search", "search a folder of videos by a sentence"),
+    "convert": ("stvl.cli.convert", "turn a checkpoint into a weights folder, or export one"),
+    "inspect": ("stvl.cli.inspect", "show the tensors of a checkpoint and the model that they make"),
+    "diff": ("stvl.cli.diff", "compare two weights block by block, or with stored activations"),
+    "plan": ("stvl.cli.plan", "plan a run for devices that are not here: memory, time, traffic, cost"),
     "bench": ("stvl.cli.bench", "check and time the ops, or read the TPU compiler's schedule of them"),
     "doctor": ("stvl.cli.doctor", "versions, devices, and the backends that the shapes of a config get"),
     "rope": ("stvl.cli.rope", "draw a rotary scheme: angle curves and a score map"),
+    "claims": (
+        "stvl.cli.claims",
+        "train and compare what papers claim, on the toy world, over several seeds",
+    ),
     "data toy": ("stvl.cli.data_toy", "render a procedural video world with annotations"),
     "data check": ("stvl.cli.data_check", "decode videos and name the damaged ones"),
 }
