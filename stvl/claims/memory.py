@@ -26,7 +26,7 @@ class HeldVideos:
     """
 
     def __init__(self, decoder: Decoder | None = None, tolerance: float = 0.5) -> None:
-        self._decoder = decoder or PyAVDecoder()
+        self._decoder = PyAVDecoder() if decoder is None else decoder
         self._tolerance = tolerance
         self._held: dict[str, tuple[VideoInfo, UInt8[np.ndarray, "t y x c"]]] = {}
 

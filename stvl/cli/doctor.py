@@ -1,4 +1,4 @@
-"""``stvl doctor [CONFIG]``."""
+"""``stvl doctor [CONFIG]`` and ``stvl doctor --distributed``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from stvl.cli.distributed import ProcessArgs
+from stvl.cli.distributed import doctor as doctor_of_all
 from stvl.cli.main import console, parse_args
+from stvl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from stvl.ops.attention.backends import Case
@@ -19,13 +22,18 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tpu": ("libtpu",),
     "cuda": ("jax-cuda12-plugin",),
     "torch": ("torch", "safetensors"),
+    "hub": ("huggingface_hub",),
     "notebooks": ("matplotlib", "nbclient"),
 }
 
 
-@dataclasses.dataclass
-class Args:
-    """Print versions, devices and settings, and which attention backend the shapes of a config get and why."""
+@dataclasses.dataclass(kw_only=True)
+class Args(ProcessArgs):
+    """Print versions, devices and settings, and which attention backend the shapes of a config get and why.
+
+    With --distributed, started on every machine like `stvl train`: who arrives, versions, devices, a sum over all
+    devices, and whether every process can write to the folder of checkpoints.
+    """
 
     config: Positional[str | None] = None
     """Config module, e.g. configs/quickstart.py; a bare name is looked up in configs/."""
@@ -37,11 +45,25 @@ class Args:
     """Ask for this platform instead of the one at hand."""
     json: Path | None = None
     """File for the same as JSON."""
+    distributed: bool = False
+    """Examine all processes of a program instead."""
+    checkpoint: str = ""
+    """With --distributed: a folder that every process writes a small file to: a path, or gs://BUCKET/..."""
+    timeout: float = 120.0
+    """With --distributed: seconds for the checks after the start."""
 
 
 def run(argv: list[str]) -> int:
     """Run the command."""
     args = parse_args(Args, argv, "doctor")
+    if args.distributed:
+        if args.config is not None or args.shapes:
+            raise ConfigError("--distributed looks at machines: it takes no config and no shapes")
+        if args.timeout <= 0:
+            raise ConfigError(f"--timeout is above 0 seconds, found {args.timeout:g}")
+        return doctor_of_all(args.options(), args.checkpoint, args.timeout, args.json)
+    if args.checkpoint:
+        raise ConfigError("--checkpoint belongs to --distributed")
     found = facts()
     out = console()
     _print_facts(found)

@@ -43,7 +43,9 @@ _EXITS = """exit codes:
   2   the command line could not be understood
   3   `stvl data check` found damaged files
   4   training stopped at a non-finite loss
-  75  training was preempted (SIGTERM) and saved: start the same command again"""
+  75  training was preempted (SIGTERM) and saved: start the same command again
+  76  another process of the run is gone or never came: start the same command again
+  77  no step for too long (watchdog.exit_after): start the same command again"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

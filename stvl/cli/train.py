@@ -7,12 +7,16 @@ from typing import Annotated
 
 import tyro
 
+from stvl.cli.distributed import ProcessArgs
 from stvl.cli.main import parse_args
 
 
-@dataclasses.dataclass
-class Args:
-    """Train an experiment. A run folder that holds a checkpoint is gone on with."""
+@dataclasses.dataclass(kw_only=True)
+class Args(ProcessArgs):
+    """Train an experiment. A run folder that holds a checkpoint is gone on with.
+
+    The same command starts each process of a program of several; options stand before the name=value pairs.
+    """
 
     config: Annotated[str, tyro.conf.Positional]
     """Config module, e.g. configs/quickstart.py; a bare name is looked up in configs/."""
@@ -30,9 +34,13 @@ def run(argv: list[str]) -> int:
     experiment = load_experiment(args.config, args.overrides)
     if args.dry_run:
         return _describe(experiment)
+    from stvl.dist.start import digest, start
     from stvl.train.loop import train
 
-    train(experiment)
+    with start(args.options(), digest(args.config, args.overrides)) as started:
+        if started.describe():
+            print(started.describe(), flush=True)
+        train(experiment, started.peers)
     return 0
 
 

@@ -70,7 +70,7 @@ def check_table(
     files: dict[str, list[Clip]] = {}
     for clip in table.clips:
         files.setdefault(clip.path, []).append(clip)
-    return _check(files, decoder or PyAVDecoder(), workers, deep, progress)
+    return _check(files, PyAVDecoder() if decoder is None else decoder, workers, deep, progress)
 
 
 def check_folder(
@@ -95,7 +95,7 @@ def check_folder(
             break
     if not files:
         raise DataError(f"{folder}: no video file")
-    return _check(files, decoder or PyAVDecoder(), workers, deep, progress)
+    return _check(files, PyAVDecoder() if decoder is None else decoder, workers, deep, progress)
 
 
 def _check(

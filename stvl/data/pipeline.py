@@ -225,7 +225,13 @@ class TrainLoader:
             raise DataError(f"{table.source}: no clip to train on")
         pool = None if options.mining is None else TextPool.of(table, options.mining)
         loader = _Loader(
-            table, transform, tokenizer, decoder or PyAVDecoder(), options.frames, _nouns(table), pool
+            table,
+            transform,
+            tokenizer,
+            PyAVDecoder() if decoder is None else decoder,
+            options.frames,
+            _nouns(table),
+            pool,
         )
         self.table, self.options = table, options
         self.bad: dict[str, BadVideo] = {}
@@ -348,7 +354,9 @@ def eval_batches(
     """
     if frames < 1 or batch < 1 or threads < 1:
         raise ConfigError(f"frames, batch and threads are at least 1, found {frames}, {batch} and {threads}")
-    loader = _Loader(table, transform, tokenizer, decoder or PyAVDecoder(), frames, _nouns(table))
+    loader = _Loader(
+        table, transform, tokenizer, PyAVDecoder() if decoder is None else decoder, frames, _nouns(table)
+    )
     groups = [range(first, min(first + batch, len(table))) for first in range(0, len(table), batch)]
     with ThreadPoolExecutor(threads, thread_name_prefix="stvl-decode") as pool:
         waiting: list[tuple[range, list[Future[np.ndarray]]]] = []

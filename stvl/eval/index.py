@@ -124,7 +124,7 @@ def build_index(
         DataError: no folder, no videos, no manifest or more than one, nothing decodable.
     """
     folder = Path(folder)
-    decoder = decoder or PyAVDecoder()
+    decoder = PyAVDecoder() if decoder is None else decoder
     if batch < 1:
         raise ConfigError(f"batch is at least 1, found {batch}")
     if windows == "sliding":

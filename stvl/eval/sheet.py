@@ -45,7 +45,7 @@ def contact_sheet(
         raise ConfigError(
             f"a sheet needs hits, columns and height, found {len(hits)}, {columns} and {height}"
         )
-    decoder = decoder or PyAVDecoder()
+    decoder = PyAVDecoder() if decoder is None else decoder
     strips = [_strip(decoder, Path(folder) / hit.path, hit, columns, height) for hit in hits]
     width = max(360, *(strip.width for strip in strips)) + 2 * _MARGIN
     head = _LINE + _MARGIN if query else 0

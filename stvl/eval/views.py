@@ -172,7 +172,7 @@ def _looks(
     model: Classifier, table: ClipTable, views: Views, threads: int, decoder: Decoder | None
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """(views of the clip, the single one first; whether its views in time are all the same) in table order."""
-    decoder = decoder or PyAVDecoder()
+    decoder = PyAVDecoder() if decoder is None else decoder
     ahead = 2 * threads
     with ThreadPoolExecutor(threads, thread_name_prefix="stvl-views") as pool:
         waiting: list[Future[tuple[np.ndarray, bool]]] = []

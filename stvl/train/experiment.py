@@ -20,6 +20,7 @@ from stvl.data.pipeline import LoaderOptions
 from stvl.data.sources import EpicSource, ManifestSource
 from stvl.data.text import ClipTokenizer
 from stvl.dist.mesh import MeshConfig
+from stvl.dist.watchdog import WatchdogOptions
 from stvl.eval.protocols.charades_ego import CharadesEgo
 from stvl.eval.protocols.egomcq import EgoMCQ
 from stvl.eval.protocols.epic_mir import EpicMIR, Opposites
@@ -56,6 +57,7 @@ class Experiment:
             whole batch in any case. 1 encodes the batch at once.
         optimizer: how.
         mesh: layout of the devices.
+        watchdog: when a step is too slow, and what happens then.
         steps: length of the run.
         seed: of the initial parameters and of the model's own randomness.
         init: weights folder or run folder whose parameters the run starts from; None starts from random ones.
@@ -79,6 +81,7 @@ class Experiment:
     grad_cache: int = 1
     optimizer: AdamW = AdamW()
     mesh: MeshConfig = MeshConfig()
+    watchdog: WatchdogOptions = WatchdogOptions()
     steps: int = 1000
     seed: int = 0
     init: Pretrained | None = None

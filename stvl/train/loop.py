@@ -9,11 +9,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from stvl.core.errors import ConfigError, TrainingError, nearest
 from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
+from stvl.dist.peers import Peers
+from stvl.dist.place import Place
+from stvl.dist.watchdog import Watchdog
 from stvl.models.flops import train_flops
 from stvl.train.checkpoints import Checkpoints, saved_experiment, write_experiment
 from stvl.train.encoders import ModelEncoders
@@ -70,8 +74,9 @@ class Clock:
 class Run:
     """One training run: everything that `train` holds on to."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, peers: Peers | None = None) -> None:
         self.experiment = experiment
+        self.peers = peers or Peers(Place("", 1, 0, "alone"))
         self.folder: Path = experiment.folder
         self.mesh = make_mesh(experiment.mesh)
         self.starter = Starter(experiment, self.mesh)
@@ -99,6 +104,7 @@ class Run:
         self.ideal_seconds = flops / (peak * jax.device_count())
         self.clock = Clock()
         self.saved_bad = 0
+        self.watchdog = Watchdog(experiment.watchdog, self.folder, jax.process_index())
 
     def _begin(self) -> tuple[TrainState, int]:
         if self.checkpoints.last is not None:
@@ -164,10 +170,12 @@ class Run:
                     f"the {name} of step {pending.step} is {value}; ids of its batch: {clips}. The newest checkpoint is "
                     f"of step {self.checkpoints.last}; a smaller learning rate or optimizer.clip is the usual remedy"
                 )
+        self.watchdog.beat(pending.step)
         if pending.log:
             row = {name: float(value) for name, value in pending.metrics.items()}
             # Two runs drew the same clips in this step where these numbers agree.
-            row["ids_crc"] = float(zlib.crc32(np.asarray(pending.index, "<i4").tobytes()))
+            index = multihost_utils.process_allgather(pending.index, tiled=True)
+            row["ids_crc"] = float(zlib.crc32(np.asarray(index, "<i4").tobytes()))
             batch = self.experiment.loader.batch
             self.hooks.write(pending.step, {**row, **self.clock.row(batch, self.ideal_seconds)})
             self.clock = Clock()
@@ -214,7 +222,7 @@ class Run:
         self.hooks.close()
 
 
-def train(experiment: Experiment) -> dict[str, float]:
+def train(experiment: Experiment, peers: Peers | None = None) -> dict[str, float]:
     """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
 
     Returns the scores of the last evaluation.
@@ -225,10 +233,10 @@ def train(experiment: Experiment) -> dict[str, float]:
         TrainingError: too many damaged inputs, or a run folder of another architecture.
         DataError, ConfigError: inputs that cannot be used.
     """
-    run = Run(experiment)
+    run = Run(experiment, peers)
     try:
         run.greet()
-        with stop_on_sigterm() as stop:
+        with stop_on_sigterm() as stop, run.watchdog:
             return _loop(run, stop)
     finally:
         run.close()
@@ -242,15 +250,21 @@ def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
         run.settle(pending)
         pending = sent
         last = number == experiment.steps
+        # The same answer on every process: one that stopped alone would leave the others waiting in a collective.
+        stopping = run.peers.stop_now(number, bool(stop))
         due = bool(experiment.eval_every) and number % experiment.eval_every == 0
-        if due or last or stop or number % experiment.save_every == 0:
+        if due or last or stopping or number % experiment.save_every == 0:
             run.settle(pending)
             pending = None
             # A checkpoint carries the scores of its own step only: `best` is chosen by them.
-            fresh = run.evaluate(number) if (due or last) and not stop else None
+            fresh = None
+            if (due or last) and not stopping:
+                with run.watchdog.busy("evaluation"):
+                    fresh = run.evaluate(number)
             scores = scores if fresh is None else fresh
-            run.save(fresh)
-        if stop and not last:
+            with run.watchdog.busy("saving"):
+                run.save(fresh)
+        if stopping and not last:
             run.checkpoints.wait()
             raise Preempted(
                 f"SIGTERM: saved step {number} in {run.folder}; the same command goes on from there"

@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of the command line; a scheduler should start a run again on PREEMPTED only."""
+    """Exit codes of the command line; a scheduler should start a run again on PREEMPTED, PEER_LOST and STUCK."""
 
     OK = 0
     ERROR = 1
@@ -19,6 +19,8 @@ class Exit(enum.IntEnum):
     DAMAGED_DATA = 3
     NON_FINITE = 4
     PREEMPTED = 75
+    PEER_LOST = 76
+    STUCK = 77
 
 
 class StopFlag:

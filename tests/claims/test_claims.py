@@ -104,6 +104,7 @@ def test_a_claim_names_its_baseline_and_starts_before_what_starts_from_them(name
         assert not made.start or made.start in names[:place]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("claim_name", "name"), ARMS)
 def test_an_arm_makes_a_step(claim_name, name):
     made = arm(claim_name, name).experiment

@@ -23,7 +23,6 @@ def part(name: str) -> str:
 def table(name: str, title: str) -> list[dict[str, str]]:
     """Rows of the table below a bold title, by their heads."""
     lines = part(name).split(f"**{title}")[1].splitlines()
-    body = [line for line in lines[2:] if line.startswith("|") or not line.strip()]
     body = lines[2 : 2 + next(i for i, line in enumerate(lines[2:]) if not line.startswith("|"))]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
     return [dict(zip(["arm", *head[1:]], row, strict=True)) for row in rows]
