@@ -14,6 +14,7 @@ from stvl.nn.attention import SelfAttention
 from stvl.nn.dense import Dense, LayerNorm, named
 from stvl.nn.flops import block_flops
 from stvl.nn.mlp import Activation, Mlp
+from stvl.nn.sizes import check_heads
 from stvl.nn.stack import Block, Stack
 from stvl.ops.attention import Causal
 
@@ -40,8 +41,7 @@ class ClipTextConfig:
     unroll: int = 1
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} cannot be divided into {self.heads} heads")
+        check_heads(self.width, self.heads)
 
     def flops(self, context: int) -> int:
         """FLOPs of the blocks on one text, causal attention counted in full."""

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from stvl.core.errors import ConfigError
 from stvl.nn.dense import Dense, LayerNorm
+from stvl.nn.sizes import check_heads
 from stvl.ops.attention import Mask, attention
 from stvl.ops.rotary import Rotary
 
@@ -36,8 +36,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], rotary: Rotary | None = None) -> Float[Array, "b n d"]:
         width = x.shape[-1]
-        if width % self.heads:
-            raise ConfigError(f"width {width} cannot be divided into {self.heads} heads")
+        check_heads(width, self.heads)
         split = (self.heads, width // self.heads)
         q = Dense(split, "d h e", dtype=self.dtype, name="query")(x)
         k = Dense(split, "d h e", use_bias=self.key_bias, dtype=self.dtype, name="key")(x)

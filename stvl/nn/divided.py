@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from stvl.core.errors import ConfigError
 from stvl.core.sharding import constrain
 from stvl.nn.dense import Dense, LayerNorm
+from stvl.nn.sizes import check_heads
 from stvl.nn.stack import drop_path
 from stvl.ops.attention import attention
 from stvl.ops.rotary import Rotary
@@ -44,8 +45,7 @@ class DividedAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         width = x.shape[-1]
-        if width % self.heads:
-            raise ConfigError(f"width {width} cannot be divided into {self.heads} heads")
+        check_heads(width, self.heads)
         if (x.shape[1] - 1) % self.frames:
             raise ConfigError(f"{x.shape[1]} tokens are no class token and {self.frames} equal frames")
         split = (self.heads, width // self.heads)

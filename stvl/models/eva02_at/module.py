@@ -19,6 +19,7 @@ from stvl.nn.flops import block_flops, stem_flops
 from stvl.nn.mlp import SwiGLU
 from stvl.nn.pixels import CLIP_MEAN, CLIP_STD, TubeEmbed, normalise
 from stvl.nn.positions import PositionTables, with_class_token
+from stvl.nn.sizes import check_heads, check_patches
 from stvl.nn.stack import Block, Stack
 from stvl.ops.rotary import Rotary
 from stvl.rope.schemes import RopeScheme, STRope
@@ -64,10 +65,8 @@ class EVA02ATConfig:
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} cannot be divided into {self.heads} heads")
-        if self.image_size % self.patch:
-            raise ConfigError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        check_heads(self.width, self.heads)
+        check_patches(self.image_size, self.patch)
         self.rope.frequencies(self.width // self.heads)
         if self.temporal_positions in ("rope", "both") and not sees_time(self.rope):
             raise ConfigError(

@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from stvl.core.config import config
-from stvl.core.errors import ConfigError
 from stvl.nn.dense import Dense, LayerNorm
 from stvl.nn.divided import DividedAttention, DividedBlock
 from stvl.nn.flops import divided_flops, stem_flops
 from stvl.nn.mlp import Activation, Mlp
 from stvl.nn.pixels import CLIP_MEAN, CLIP_STD, TubeEmbed, normalise
 from stvl.nn.positions import PositionTables, with_class_token
+from stvl.nn.sizes import check_heads, check_patches
 from stvl.nn.stack import Stack
 
 
@@ -55,10 +55,8 @@ class TimeSformerConfig:
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} cannot be divided into {self.heads} heads")
-        if self.image_size % self.patch:
-            raise ConfigError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        check_heads(self.width, self.heads)
+        check_patches(self.image_size, self.patch)
 
     @property
     def side(self) -> int:
