@@ -62,10 +62,9 @@ def test_towers_of_open_clip(name: str, tmp_path: Path):
     del model
     gc.collect()
     hold(table(f"{name}, f32, {found.layout.name}", run(found, state, images[:, None], ids), theirs))
-    save_file(
-        {key: np.ascontiguousarray(value) for key, value in state.items()}, tmp_path / "model.safetensors"
-    )
-    del state
+    whole = {key: np.array(value, order="C") for key, value in state.items()}
+    save_file(whole, tmp_path / "model.safetensors")
+    del state, whole
     gc.collect()
     convert(tmp_path / "model.safetensors", tmp_path / "weights")
     folder = open_folder(tmp_path / "weights")
