@@ -69,7 +69,13 @@ def test_motion_is_measured_at_three_readings(shrunken):
 @pytest.mark.slow
 def test_a_finished_run_is_not_repeated(shrunken, monkeypatch):
     fresh: list[tuple[str, int]] = []
-    monkeypatch.setattr(Runner, "_fresh", lambda self, arm, told, seed: fresh.append((arm.name, seed)))
+    known = Record.read(shrunken[0] / "losses/seed-0/sms.json")
+
+    def count(self: Runner, arm: Arm, told: Arm, seed: int) -> Record:
+        fresh.append((arm.name, seed))
+        return known
+
+    monkeypatch.setattr(Runner, "_fresh", count)
     said: list[str] = []
     runner = Runner(CLAIMS["losses"], shrunken[0], SMALL, said.append)
     assert [found.arm for found in runner.run((0,), ("sms",))] == ["pretrain", "sms"]
