@@ -13,7 +13,7 @@ import pytest
 from stvl.claims.catalogue import CLAIMS
 from stvl.claims.record import Record, read_records
 from stvl.claims.run import Runner, commit, load_params, refuse_damage, save_params, seeded, summary
-from stvl.claims.spec import Budget
+from stvl.claims.spec import Arm, Budget
 from stvl.core.config import from_dict
 from stvl.core.errors import ConfigError, DataError, TrainingError
 from tests.fixtures import leaves
