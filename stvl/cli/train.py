@@ -9,6 +9,7 @@ import tyro
 
 from stvl.cli.distributed import ProcessArgs
 from stvl.cli.main import parse_args
+from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,6 +30,15 @@ class Args(ProcessArgs):
 def run(argv: list[str]) -> int:
     """Run the command."""
     args = parse_args(Args, argv, "train")
+    from stvl.dist.peers import CALLED_OFF, end_process
+
+    with stop_on_sigterm() as stop:
+        # Before anything that takes long: nothing is lost yet, so a stop need not wait for imports or other hosts.
+        stop.at_once(lambda: end_process(CALLED_OFF, Exit.PREEMPTED))
+        return _run(args, stop)
+
+
+def _run(args: Args, stop: StopFlag) -> int:
     from stvl.train.experiment import load_experiment
 
     experiment = load_experiment(args.config, args.overrides)
@@ -40,7 +50,7 @@ def run(argv: list[str]) -> int:
     with start(args.options(), digest(args.config, args.overrides)) as started:
         if started.describe():
             print(started.describe(), flush=True)
-        train(experiment, started.peers)
+        train(experiment, started.peers, stop)
     return 0
 
 

@@ -11,8 +11,11 @@ from typing import Any
 from stvl.core.errors import ConfigError
 from stvl.dist.links import Closed, Link, Message, listen
 from stvl.dist.peers import (
+    CALLED_OFF,
     CLEAN,
     PEER_LOST,
+    PREEMPTED,
+    UNBEGUN,
     Answers,
     End,
     Peers,
@@ -152,6 +155,9 @@ class Hub(Peers):
             self._passed(process, int(message["step"]))
         elif kind == "bye":
             self._says_bye(process, int(message["code"]), str(message.get("text", "")))
+        elif kind == "call_off":
+            self._gone[process] = int(message["code"])
+            self._end_all(str(message["text"]), int(message["code"]))
 
     def _greet(self, link: Link, message: Message) -> None:
         if message.get("kind") != "hello" or self._started:
@@ -237,7 +243,18 @@ class Hub(Peers):
             self._broadcast({"kind": "ask"})
             self._passed(0, self.promise())
 
+    def call_off(self, text: str, code: int) -> None:
+        """See `Peers.call_off`."""
+        self._broadcast({"kind": "end", "text": text, "code": code, "grace": 0.0})
+        # jax ends every process at once when its coordinator, which lives in this one, goes away.
+        self.await_others(self.last)
+        super().call_off(text, code)
+
     def _passed(self, process: int, step: int) -> None:
+        if step == UNBEGUN:
+            # A process that is still compiling, perhaps for minutes, holds up a step that all have to finish together.
+            self.call_off(CALLED_OFF, PREEMPTED)
+            return
         with self.state:
             self._steps[process] = step
             if len(self._steps) < self.place.processes or self._stop_at is not None:

@@ -20,8 +20,13 @@ from stvl.dist.place import Place
 
 #: Exit codes: another process vanished; this one made no step for too long (see `stvl.dist.watchdog`).
 PEER_LOST, STUCK = 76, 77
-#: Exit codes with which a process may leave before the others do: finished, and preempted after saving.
-CLEAN = (0, 75)
+#: Asked to stop, and saved: a process may leave with it before the others do, as with 0.
+PREEMPTED = 75
+CLEAN = (0, PREEMPTED)
+#: Number of the last step passed before there is one.
+UNBEGUN = -1
+#: What a process says that ends because another one is asked to stop while this one has made no step.
+CALLED_OFF = "SIGTERM before the first step of this start: nothing is lost, start the same command again"
 
 End = Callable[[str, int], None]
 
@@ -80,7 +85,8 @@ class Peers:
         self.grace, self.last = 5.0, 1.5
         self.state = threading.Condition()
         self._end, self._left, self._ending = end, False, False
-        self._step, self._asked = 0, False
+        #: The last step passed; below 0 before the first one of this start.
+        self._step, self._asked = UNBEGUN, False
         self._promised: int | None = None
         self._stop_at: int | None = None
 
@@ -97,16 +103,36 @@ class Peers:
         """
         with self.state:
             self._step = step
-            if wanted and not self._asked:
-                self._asked = True
-                self.want_stop()
+            if wanted:
+                self.tell_stop()
             while self._promised is not None and step > self._promised and self._stop_at is None:
+                if self._ending:
+                    return True
                 self.state.wait(self.tick)
             return self._stop_at is not None and step >= self._stop_at
+
+    def tell_stop(self) -> None:
+        """Ask for a common stop, once; all processes soon see it in `asked_to_stop`."""
+        with self.state:
+            if not self._asked:
+                self._asked = True
+                self.want_stop()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a process, this one included, has asked for a common stop."""
+        return self._asked or self._promised is not None
 
     def want_stop(self) -> None:
         """Ask for a common stop; the only process decides by itself."""
         self._stop_at = 0
+
+    def call_off(self, text: str, code: int) -> None:
+        """End all processes with `code`, this one too, without waiting for what any of them is doing."""
+        with self.state:
+            self._ending = True
+            self.state.notify_all()
+        self._end(text, code)
 
     def leave(self, code: int = 0, text: str = "") -> None:
         """Say that this process ends, and why; the others are ended too where `code` is an error."""
@@ -115,7 +141,10 @@ class Peers:
             self.state.notify_all()
 
     def promise(self) -> int:
-        """The last step passed; no step after the next one is begun before the common stop is known."""
+        """The last step passed; no step after the next one is begun before the common stop is known.
+
+        `UNBEGUN` where this process has not passed a step: then no process can have finished one that matters.
+        """
         with self.state:
             if self._promised is None:
                 self._promised = self._step

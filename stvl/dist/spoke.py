@@ -108,6 +108,11 @@ class Spoke(Peers):
         """See `Peers.want_stop`."""
         self._say({"kind": "want"})
 
+    def call_off(self, text: str, code: int) -> None:
+        """See `Peers.call_off`."""
+        self._say({"kind": "call_off", "code": code, "text": text})
+        super().call_off(text, code)
+
     def leave(self, code: int = 0, text: str = "") -> None:
         """See `Peers.leave`."""
         if not self._left:

@@ -158,6 +158,9 @@ def _initialise(place: Place, peer_timeout: float) -> None:
         # Without one, programs over several processes do not run on CPUs; accelerators ignore it.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     before = signal.getsignal(signal.SIGTERM)
+    if "jax_enable_preemption_service" in jax.config.values:
+        # It would take SIGTERM away from the run's own handler, which knows what can be lost.
+        jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         place.coordinator,
         place.processes,
@@ -169,7 +172,7 @@ def _initialise(place: Place, peer_timeout: float) -> None:
         heartbeat_timeout_seconds=max(10, int(2 * peer_timeout)),
     )
     if threading.current_thread() is threading.main_thread() and before is not None:
-        # jax has taken SIGTERM for its own preemption service, and nothing would end this process any more.
+        # Where jax has no such setting, it has taken SIGTERM all the same, and nothing would end this process any more.
         signal.signal(signal.SIGTERM, before)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from stvl.data.records import ClipTable
 from stvl.eval.card import hash_texts, input_card, versions
 from stvl.eval.encoders import Encoders, embed_batch
 from stvl.eval.result import atomic_write
+from stvl.eval.share import joined
 
 #: Told of (done, total) after every batch.
 Progress = Callable[[int, int], None]
@@ -71,6 +73,8 @@ def embed_table(
 ) -> VideoEmbeddings:
     """Embed every clip of `table`, one view each, frames at the centres of equal segments.
 
+    Inside `stvl.eval.share.shared` each process embeds its part of the clips, and all get all embeddings.
+
     Raises:
         ConfigError: an empty table, or encoders that contradict themselves.
         DataError: any damaged clip: an evaluation substitutes nothing.
@@ -78,21 +82,8 @@ def embed_table(
     if not len(table):
         raise ConfigError(f"there are no clips to embed in {table.source}")
     card = {"kind": "video", "clips_sha256": table.sha256, **input_card(encoders), "versions": versions()}
-    out = np.full((len(table), encoders.width), np.nan, np.float32)
-    done = 0
-    batches = eval_batches(
-        table, encoders.transform, encoders.tokenizer, frames=encoders.frames, batch=batch, threads=threads
-    )
-    for item in batches:
-        valid = item["valid"]
-        index = item["index"][valid]
-        names = [table[int(i)].id for i in index]
-        out[index] = embed_batch(encoders, item["video"][valid], names, kind="video", batch=batch)
-        done += len(index)
-        if progress:
-            progress(done, len(table))
-    if done != len(table) or np.isnan(out).any():
-        raise DataError(f"{len(table)} clips were asked for and {done} came: {table.source}")
+    work = functools.partial(_embed_rows, encoders, table, batch=batch, threads=threads, progress=progress)
+    out = joined(len(table), work)["embeddings"]
     clips = table.clips
     return VideoEmbeddings(
         embeddings=out,
@@ -103,6 +94,35 @@ def embed_table(
         text=table.texts,
         card=card,
     )
+
+
+def _embed_rows(
+    encoders: Encoders,
+    table: ClipTable,
+    rows: range,
+    *,
+    batch: int,
+    threads: int,
+    progress: Progress | None,
+) -> dict[str, np.ndarray]:
+    """The embeddings of some rows of a table."""
+    part = table if len(rows) == len(table) else table.subset(list(rows))
+    out = np.full((len(part), encoders.width), np.nan, np.float32)
+    done = 0
+    batches = eval_batches(
+        part, encoders.transform, encoders.tokenizer, frames=encoders.frames, batch=batch, threads=threads
+    )
+    for item in batches:
+        valid = item["valid"]
+        index = item["index"][valid]
+        names = [part[int(i)].id for i in index]
+        out[index] = embed_batch(encoders, item["video"][valid], names, kind="video", batch=batch)
+        done += len(index)
+        if progress:
+            progress(done, len(part))
+    if done != len(part) or np.isnan(out).any():
+        raise DataError(f"{len(part)} clips were asked for and {done} came: {table.source}")
+    return {"embeddings": out}
 
 
 def embed_texts(encoders: Encoders, texts: Sequence[str], batch: int = 256) -> Float32[np.ndarray, "b o"]:

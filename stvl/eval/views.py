@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
@@ -19,6 +20,7 @@ from stvl.data.records import Clip, ClipTable
 from stvl.eval.classifier import Classifier, batch_logits
 from stvl.eval.embed import Progress
 from stvl.eval.metrics.accuracy import Averaging, average_views, view_name
+from stvl.eval.share import joined
 
 
 @config
@@ -151,21 +153,45 @@ def score_views(
     """
     if not len(table):
         raise ConfigError(f"there are no clips to score in {table.source}")
-    means: dict[str, list[np.ndarray]] = {}
-    singles: dict[str, list[np.ndarray]] = {}
-    coincide = 0
-    for done, (pictures, same) in enumerate(_looks(model, table, views, threads, decoder), 1):
-        coincide += same
-        name = table[done - 1].id
-        for head, found in batch_logits(model, pictures, name, batch).items():
+    work = functools.partial(
+        _score_rows, model, table, views, batch=batch, threads=threads, progress=progress, decoder=decoder
+    )
+    found = joined(len(table), work)
+    by_kind: dict[str, dict[str, np.ndarray]] = {"mean": {}, "single": {}}
+    for name, rows in found.items():
+        kind, _, head = name.partition("/")
+        if head:
+            by_kind[kind][head] = rows
+    mean = by_kind["mean"]
+    return Scores(mean, mean if views.name == "1x1" else by_kind["single"], int(found["coincide"].sum()))
+
+
+def _score_rows(
+    model: Classifier,
+    table: ClipTable,
+    views: Views,
+    rows: range,
+    *,
+    batch: int,
+    threads: int,
+    progress: Progress | None,
+    decoder: Decoder | None,
+) -> dict[str, np.ndarray]:
+    """``mean/HEAD`` and ``single/HEAD`` of some rows of a table, and whether the views of each ``coincide``."""
+    part = table if len(rows) == len(table) else table.subset(list(rows))
+    scores: dict[str, list[np.ndarray]] = {}
+    coincide: list[bool] = []
+    for done, (pictures, same) in enumerate(_looks(model, part, views, threads, decoder), 1):
+        coincide.append(same)
+        for head, found in batch_logits(model, pictures, part[done - 1].id, batch).items():
             rest = found[1:] if len(found) > 1 else found
-            means.setdefault(head, []).append(average_views(rest[None], views.averaging)[0])
-            singles.setdefault(head, []).append(average_views(found[None, :1], views.averaging)[0])
+            scores.setdefault(f"mean/{head}", []).append(average_views(rest[None], views.averaging)[0])
+            if views.name != "1x1":
+                single = average_views(found[None, :1], views.averaging)[0]
+                scores.setdefault(f"single/{head}", []).append(single)
         if progress:
-            progress(done, len(table))
-    mean = {head: np.stack(rows) for head, rows in means.items()}
-    single = mean if views.name == "1x1" else {head: np.stack(rows) for head, rows in singles.items()}
-    return Scores(mean, single, coincide)
+            progress(done, len(part))
+    return {name: np.stack(rows) for name, rows in scores.items()} | {"coincide": np.array(coincide)}
 
 
 def _looks(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stvl.models.dual import DualEncoderConfig
 from stvl.nn.flops import block_flops
+from stvl.nn.stack import SAVES_PRODUCTS
 
-__all__ = ["block_flops", "forward_flops", "train_flops"]
+__all__ = ["block_flops", "forward_flops", "repeated_flops", "train_flops"]
 
 
 def forward_flops(config: DualEncoderConfig, frames: int, context: int) -> dict[str, int]:
@@ -23,3 +24,15 @@ def train_flops(config: DualEncoderConfig, frames: int, context: int, batch: int
     """
     towers = sum(forward_flops(config, frames, context).values())
     return 3 * batch * towers + 3 * 2 * batch * batch * config.embedding
+
+
+def repeated_flops(
+    config: DualEncoderConfig, frames: int, context: int, batch: int, grad_cache: int = 1
+) -> int:
+    """FLOPs of a step that remat and GradCache compute a second time.
+
+    Policies that save products compute only the rest again, which has no products to count.
+    """
+    towers = forward_flops(config, frames, context)
+    again = sum(flops for name, flops in towers.items() if getattr(config, name).remat not in SAVES_PRODUCTS)
+    return batch * (again + (sum(towers.values()) if grad_cache > 1 else 0))

@@ -26,6 +26,9 @@ REMAT: dict[str, Callable[..., bool] | None] = {
     "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+#: Policies that keep the results of all products of activations with weights.
+SAVES_PRODUCTS = frozenset({"none", "dots", "dots_without_batch"})
+
 
 def drop_path(
     owner: nn.Module, branch: Float[Array, "b n d"], rate: Float[Array, ""], train: bool

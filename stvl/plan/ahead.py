@@ -40,6 +40,7 @@ class Memory:
         outputs: results that do not take the place of an argument.
         code: the program, where it lies in the device's memory.
         total: at the peak.
+        host: of the optimizer's state in the host's memory, for this device (`offload`); not part of the others.
     """
 
     params: int
@@ -51,6 +52,7 @@ class Memory:
     outputs: int = 0
     code: int = 0
     total: int = 0
+    host: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,9 @@ def state_bytes(starter: Starter, rows: Mapping[str, Any]) -> Memory:
     }
     split = {name: batch_sharding(starter.mesh) for name in rows}
     batch = tree_bytes(dict(rows), split)
-    return Memory(params=parts["params"], optimizer=parts["opt_state"], ema=parts["ema"], batch=batch)
+    away = parts["opt_state"] if starter.experiment.offload == "optimizer" else 0
+    optimizer = parts["opt_state"] - away
+    return Memory(params=parts["params"], optimizer=optimizer, ema=parts["ema"], batch=batch, host=away)
 
 
 def _measured(state: Memory, compiled: Any) -> Memory:

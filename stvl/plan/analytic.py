@@ -19,16 +19,13 @@ from jax.sharding import Mesh
 
 from stvl.core.errors import ConfigError
 from stvl.dist.mesh import AXIS_NAMES, MeshConfig
-from stvl.models.flops import forward_flops, train_flops
+from stvl.models.flops import repeated_flops, train_flops
 from stvl.plan.ahead import Memory, decided, state_bytes
 from stvl.plan.collectives import Collective
 from stvl.plan.network import Network, places
 from stvl.plan.topology import Topology
 from stvl.train.experiment import Experiment
 from stvl.train.state import Starter, abstract_batch, abstract_inputs, build
-
-#: Remat policies that compute no products again.
-SAVING = frozenset({"none", "dots", "dots_without_batch"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,17 +98,10 @@ def model_flops(experiment: Experiment) -> int:
 
 
 def executed_flops(experiment: Experiment) -> int:
-    """FLOPs of a step over all devices with what remat and GradCache compute again.
-
-    Policies that save products compute only the rest again, which has no products to count.
-    """
-    towers = forward_flops(experiment.model, experiment.loader.frames, experiment.tokenizer.context_length)
-    again = sum(
-        flops for name, flops in towers.items() if getattr(experiment.model, name).remat not in SAVING
-    )
-    if experiment.grad_cache > 1:
-        again += sum(towers.values())
-    return model_flops(experiment) + experiment.loader.batch * again
+    """FLOPs of a step over all devices with what remat and GradCache compute again."""
+    context, loader = experiment.tokenizer.context_length, experiment.loader
+    again = repeated_flops(experiment.model, loader.frames, context, loader.batch, experiment.grad_cache)
+    return model_flops(experiment) + again
 
 
 def saved_bytes(experiment: Experiment, rows: int) -> int:

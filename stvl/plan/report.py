@@ -226,6 +226,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         "batch": found.batch,
     }
     yield "  " + ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+    if found.host:
+        yield f"  in the host's memory: optimizer {_size(found.host)}; the way there and back is not in the step's time"
     if plan.refused:
         yield f"  the compiler refused the step: {plan.refused}"
     else:

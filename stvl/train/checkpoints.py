@@ -27,12 +27,12 @@ class Restored:
 
     Attributes:
         state: the training state, laid out as the target asked.
-        data: the data iterator's state.
+        data: the data iterator's state, and the steps that were passed over.
         step: number of updates made.
     """
 
     state: TrainState
-    data: dict[str, int]
+    data: dict[str, Any]
     step: int
 
 
@@ -59,6 +59,7 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             )
             policies.append(best)
+        torn = _torn(self.folder)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
@@ -66,13 +67,15 @@ class Checkpoints:
         )
         self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
         self._torn = set(self.manager.all_steps()) - set(steps(self.folder))
+        #: A line for each folder that is no whole checkpoint.
+        self.torn = torn
 
     @property
     def last(self) -> int | None:
         """Step of the newest finished checkpoint."""
         return max(steps(self.folder), default=None)
 
-    def save(self, state: TrainState, data: dict[str, int], metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: TrainState, data: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Start to save `state`; returns as soon as its arrays are copied. Saving a step again does nothing."""
         step = int(state.step)
         if step in self._torn:
@@ -102,13 +105,52 @@ class Checkpoints:
         found = self.manager.restore(step, args=items)
         return Restored(found["state"], found["data"], step)
 
+    def check(self) -> None:
+        """Raise what went wrong while saving in the background, as soon as it is known.
+
+        Raises:
+            TrainingError: with what the file system said.
+        """
+        try:
+            self.manager.check_for_errors()
+        except Exception as problem:
+            raise self._unsaved(problem) from problem
+
     def wait(self) -> None:
-        """Block until everything is on disk; raises what went wrong while saving in the background."""
-        self.manager.wait_until_finished()
+        """Block until everything is on disk.
+
+        Raises:
+            TrainingError: what went wrong while saving in the background.
+        """
+        try:
+            self.manager.wait_until_finished()
+        except Exception as problem:
+            raise self._unsaved(problem) from problem
+
+    def _unsaved(self, problem: Exception) -> TrainingError:
+        return TrainingError(
+            f"saving to {self.folder / 'checkpoints'} failed: {type(problem).__name__}: {problem}. The newest finished "
+            f"checkpoint is of step {self.last}; see to the disk, then start the same command again"
+        )
 
     def close(self) -> None:
         """Wait, then release the manager's threads."""
         self.manager.close()
+
+
+def _torn(folder: Path) -> tuple[str, ...]:
+    """What lies among the checkpoints of a run folder without being whole, a line each."""
+    root = folder / "checkpoints"
+    if not root.is_dir():
+        return ()
+    whole, told = set(steps(folder)), []
+    for item in sorted(root.iterdir(), key=lambda path: path.name):
+        if item.name.isdigit() and int(item.name) not in whole:
+            lost = next(part for part in _PARTS if not (item / part).is_file())
+            told.append(f"skipped the torn checkpoint {item.name}: it lacks {lost}")
+        elif "orbax-checkpoint-tmp" in item.name:
+            told.append(f"skipped {item.name}: a save that did not finish")
+    return tuple(told)
 
 
 def steps(folder: Path) -> list[int]:

@@ -67,6 +67,11 @@ class Experiment:
         eval_every, save_every, log_every: in steps; 0 evaluates at the end only.
         best: metric ``PROTOCOL/METRIC`` whose best checkpoint is kept beside the last ones; empty for none.
         keep: how many of the last checkpoints are kept.
+        max_nonfinite: how many of the last 100 steps may have a loss or gradient that is not finite; they are passed over
+            and written to ``nonfinite.jsonl``. One more stops the run.
+        offload: ``optimizer`` keeps the optimizer's state in the host's memory between steps.
+        compile_cache: keep compiled programs in the run folder, so that a restart finds them; ``auto`` does so on
+            accelerators (a CPU's program may not run on the CPU of the next host).
     """
 
     name: str
@@ -93,6 +98,9 @@ class Experiment:
     log_every: int = 10
     best: str = ""
     keep: int = 2
+    max_nonfinite: int = 3
+    offload: Literal["none", "optimizer"] = "none"
+    compile_cache: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         size = self.model.video.image_size
@@ -121,6 +129,8 @@ class Experiment:
                 f"grad_cache cuts a batch into equal parts: loader.batch = {self.loader.batch} is no multiple of "
                 f"grad_cache = {self.grad_cache}"
             )
+        if self.max_nonfinite < 0:
+            raise ConfigError(f"max_nonfinite is 0 or more steps, found {self.max_nonfinite}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema is a decay between 0 and 1, found {self.ema}")
         self.optimizer.make(self.steps)

@@ -33,7 +33,9 @@ class JsonLines:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Append a row; every row reaches the disk at once, for a killed run's log is the one that is read."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **row}) + "\n")
+        # JSON has no NaN: a step that was passed over has no loss.
+        sound = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **sound}) + "\n")
         self._file.flush()
 
     def say(self, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import zlib
 from pathlib import Path
 
@@ -15,24 +14,26 @@ from stvl.core.errors import ConfigError, TrainingError, nearest
 from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
-from stvl.dist.peers import Peers
+from stvl.dist.peers import CALLED_OFF, Peers
 from stvl.dist.place import Place
 from stvl.dist.watchdog import Watchdog
-from stvl.models.flops import train_flops
+from stvl.eval.share import Interrupted
+from stvl.models.flops import repeated_flops, train_flops
+from stvl.train.cache import compile_cache
 from stvl.train.checkpoints import Checkpoints, saved_experiment, write_experiment
-from stvl.train.encoders import ModelEncoders
+from stvl.train.clock import Clock, Work
+from stvl.train.evaluation import evaluate, local_copy
 from stvl.train.experiment import Experiment
 from stvl.train.hooks import Hooks, JsonLines, TensorBoard, Terminal
 from stvl.train.init import Pretrained
+from stvl.train.nonfinite import NonFinite, NonFiniteLoss, unsound
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
 from stvl.train.step import make_step, put_batch
 
+__all__ = ["NonFiniteLoss", "Preempted", "Run", "train"]
 
-class NonFiniteLoss(TrainingError):
-    """The loss or the gradient of a step was NaN or infinite; the message names the batch's clips."""
-
-    exit_code = Exit.NON_FINITE
+ALONE = Place("", 1, 0, "alone")
 
 
 class Preempted(TrainingError):
@@ -51,32 +52,12 @@ class Pending:
     log: bool
 
 
-@dataclasses.dataclass
-class Clock:
-    """Where the seconds since the last log row went."""
-
-    start: float = dataclasses.field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    steps: int = 0
-
-    def row(self, batch: int, flops: float) -> dict[str, float]:
-        """Speed figures; `flops` is the share of a step's FLOPs in the peak of all devices, in seconds."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        each = seconds / max(self.steps, 1)
-        return {
-            "clips_per_second": batch / each,
-            "step_seconds": each,
-            "data_wait": self.waited / seconds,
-            "mfu": flops / each,
-        }
-
-
 class Run:
     """One training run: everything that `train` holds on to."""
 
     def __init__(self, experiment: Experiment, peers: Peers | None = None) -> None:
         self.experiment = experiment
-        self.peers = peers or Peers(Place("", 1, 0, "alone"))
+        self.peers = peers or Peers(ALONE)
         self.folder: Path = experiment.folder
         self.mesh = make_mesh(experiment.mesh)
         self.starter = Starter(experiment, self.mesh)
@@ -87,22 +68,18 @@ class Run:
         )
         self.checkpoints = Checkpoints(self.folder, experiment)
         self.step = make_step(self.starter)
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = self.checkpoints.torn
+        self.passed_over: list[int] = []
         self.state, self.start = self._begin()
         write_experiment(self.folder, self.experiment)
         self.hooks = Hooks()
         if jax.process_index() == 0:
             terminal = Terminal(experiment.steps, self.start, experiment.loader.batch)
             self.hooks = Hooks(terminal, JsonLines(self.folder), TensorBoard(self.folder))
+        bad = self.folder / "nonfinite.jsonl" if jax.process_index() == 0 else None
+        self.nonfinite = NonFinite(experiment.max_nonfinite, bad, self.passed_over)
         peak, self.peak_source = peak_flops(jax.local_devices()[0])
-        flops = train_flops(
-            experiment.model,
-            experiment.loader.frames,
-            experiment.tokenizer.context_length,
-            experiment.loader.batch,
-        )
-        self.ideal_seconds = flops / (peak * jax.device_count())
-        self.clock = Clock()
+        self.clock = Clock(_work(experiment, peak * jax.device_count()))
         self.saved_bad = 0
         self.watchdog = Watchdog(experiment.watchdog, self.folder, jax.process_index())
 
@@ -110,13 +87,14 @@ class Run:
         if self.checkpoints.last is not None:
             found = self.checkpoints.restore(self.starter.target())
             self.loader.set_state(found.data)
+            self.passed_over = [int(step) for step in found.data.get("nonfinite", ())]
             # What the run once started from stays on record, whatever is asked for now.
             self._record(saved_experiment(self.folder, found.step).init)
             return found.state, found.step
         if self.experiment.init is None:
             return self.starter.start(), 0
         given = self.starter.pretrained()
-        self.notes = given.notes
+        self.notes += given.notes
         self._record(given.init)
         return self.starter.start_from(given.params), 0
 
@@ -144,42 +122,50 @@ class Run:
 
     def advance(self, number: int) -> Pending:
         """Draw a batch and send one step to the device."""
-        begin = time.perf_counter()
-        batch = next(self.loader)
-        self.clock.waited += time.perf_counter() - begin
-        self.state, metrics = self.step(self.state, put_batch(batch, self.mesh))
-        self.clock.steps += 1
+        with self.clock.part("data_wait"):
+            batch = next(self.loader)
+        with self.clock.part("host_to_device"):
+            sent = put_batch(batch, self.mesh)
+        # The first call compiles; the others only put the step in the device's queue.
+        with self.clock.part("compute" if number > self.start + 1 else "compile"):
+            self.state, metrics = self.step(self.state, sent)
+        self.clock.step()
         log = number % self.experiment.log_every == 0 or number == self.experiment.steps
         return Pending(number, metrics, batch["index"], log)
 
     def settle(self, pending: Pending | None) -> None:
-        """Look at the numbers of a step that was sent earlier: refuse non-finite ones, log the others.
+        """Look at the numbers of a step that was sent earlier: log them, or write down that it was passed over.
 
         Raises:
-            NonFiniteLoss: naming the step and the batch's clips.
+            NonFiniteLoss: too many steps were passed over; names the step and the batch's clips.
+            TrainingError: what went wrong while saving in the background.
         """
         if pending is None:
             return
-        # A finite loss with a NaN gradient has spoilt the parameters already; the next step's loss would come too late.
-        for name, metric in (("loss", "loss"), ("gradient's norm", "grad_norm")):
-            value = float(pending.metrics[metric])
-            if not np.isfinite(value):
-                clips = ", ".join(self.table[int(index)].id for index in pending.index)
-                self.checkpoints.wait()
-                raise NonFiniteLoss(
-                    f"the {name} of step {pending.step} is {value}; ids of its batch: {clips}. The newest checkpoint is "
-                    f"of step {self.checkpoints.last}; a smaller learning rate or optimizer.clip is the usual remedy"
-                )
+        with self.clock.part("compute"):
+            metrics = {name: float(value) for name, value in pending.metrics.items()}
         self.watchdog.beat(pending.step)
+        self.checkpoints.check()
+        if unsound(metrics):
+            self._pass_over(pending, metrics)
         if pending.log:
-            row = {name: float(value) for name, value in pending.metrics.items()}
             # Two runs drew the same clips in this step where these numbers agree.
-            index = multihost_utils.process_allgather(pending.index, tiled=True)
-            row["ids_crc"] = float(zlib.crc32(np.asarray(index, "<i4").tobytes()))
-            batch = self.experiment.loader.batch
-            self.hooks.write(pending.step, {**row, **self.clock.row(batch, self.ideal_seconds)})
-            self.clock = Clock()
+            row = metrics | {"ids_crc": float(zlib.crc32(_all_rows(pending.index).tobytes()))}
+            if self.nonfinite.steps:
+                row["passed_over"] = float(len(self.nonfinite.steps))
+            self.hooks.write(pending.step, {**row, **self.clock.row()})
             self._tell_bad()
+
+    def _pass_over(self, pending: Pending, metrics: dict[str, float]) -> None:
+        ids = [self.table[int(row)].id for row in _all_rows(pending.index)]
+        try:
+            self.hooks.say(self.nonfinite.take(pending.step, metrics, ids))
+        except NonFiniteLoss as problem:
+            self.checkpoints.wait()
+            raise NonFiniteLoss(
+                f"{problem} The newest checkpoint is of step {self.checkpoints.last}; a smaller learning rate or "
+                "optimizer.clip is the usual remedy"
+            ) from problem
 
     def _tell_bad(self) -> None:
         if len(self.loader.bad) > self.saved_bad:
@@ -187,65 +173,101 @@ class Run:
                 self.hooks.say(f"skipped {path} (row {entry.row}): {entry.reason}")
             self.saved_bad = len(self.loader.bad)
 
-    def evaluate(self, number: int) -> dict[str, float]:
-        """Run every protocol, write its result JSON, and return all scores as ``PROTOCOL/METRIC``."""
-        scores: dict[str, float] = {}
+    def evaluate(self, number: int, stop: StopFlag | None = None) -> dict[str, float]:
+        """Run every protocol, write its result JSON, and return all scores as ``PROTOCOL/METRIC``.
+
+        Raises:
+            Interrupted: `stop` was set on one of the processes; raised on all of them.
+        """
         if not self.experiment.evals:
-            return scores
-        if jax.process_count() > 1:
-            self.hooks.say("evaluation runs on one process only: use `stvl eval` on the run folder")
-            return scores
-        params = jax.device_put(self.state.best_params, jax.local_devices()[0])
-        encoders = ModelEncoders(self.experiment, params)
-        for protocol in self.experiment.evals:
-            result = protocol.run(encoders)
-            name = type(protocol).__name__
-            result.to_json(self.folder / "results" / f"{name}-{number}.json")
-            scores |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
+            return {}
+
+        def stopping() -> bool:
+            # The others learn of it between their batches, and all leave the evaluation together.
+            if stop:
+                self.peers.tell_stop()
+            return bool(stop) or self.peers.asked_to_stop
+
+        with self.clock.part("evaluation"):
+            params = local_copy(self.state.best_params, self.mesh)
+            scores = evaluate(self.experiment, params, number, stopping)
         best = self.experiment.best
         if best and best not in scores:
             raise ConfigError(f"best = {best!r} is no score of this run's protocols{nearest(best, scores)}")
         self.hooks.write(number, scores)
         shown = "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
         self.hooks.say(f"evaluation at step {number}: {shown}")
-        self.clock = Clock()
         return scores
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
         """Start to save the state."""
-        self.checkpoints.save(self.state, self.loader.get_state(), metrics or None)
+        data = {**self.loader.get_state(), "nonfinite": self.nonfinite.steps}
+        with self.clock.part("checkpoint"):
+            self.checkpoints.save(self.state, data, metrics or None)
 
     def close(self) -> None:
         """Wait for the disk and close everything."""
         self.loader.close()
-        self.checkpoints.close()
+        with self.clock.part("checkpoint"):
+            self.checkpoints.close()
+        self.hooks.say(f"where the time went, {self.clock.summary()}")
         self.hooks.close()
 
 
-def train(experiment: Experiment, peers: Peers | None = None) -> dict[str, float]:
+def _all_rows(index: np.ndarray) -> np.ndarray:
+    """The table's rows of a batch over all processes."""
+    return np.asarray(multihost_utils.process_allgather(index, tiled=True), "<i4")
+
+
+def _work(experiment: Experiment, peak: float) -> Work:
+    """What a step does, for devices that reach `peak` FLOP/s together."""
+    loader, context = experiment.loader, experiment.tokenizer.context_length
+    flops = train_flops(experiment.model, loader.frames, context, loader.batch)
+    again = repeated_flops(experiment.model, loader.frames, context, loader.batch, experiment.grad_cache)
+    return Work(loader.batch, flops / peak, (flops + again) / peak)
+
+
+def train(
+    experiment: Experiment, peers: Peers | None = None, stop: StopFlag | None = None
+) -> dict[str, float]:
     """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
+
+    Args:
+        experiment: the run.
+        peers: the other processes; None where there are none.
+        stop: from a `stop_on_sigterm` that is in force already; None to catch SIGTERM from here on.
 
     Returns the scores of the last evaluation.
 
     Raises:
         NonFiniteLoss: with the batch's ids; nothing non-finite is ever saved.
         Preempted: SIGTERM came, the state is saved.
-        TrainingError: too many damaged inputs, or a run folder of another architecture.
+        TrainingError: too many damaged inputs, a run folder of another architecture, or a disk that takes no checkpoint.
         DataError, ConfigError: inputs that cannot be used.
     """
-    run = Run(experiment, peers)
-    try:
-        run.greet()
-        with stop_on_sigterm() as stop, run.watchdog:
-            return _loop(run, stop)
-    finally:
-        run.close()
+    if stop is None:
+        with stop_on_sigterm() as caught:
+            return train(experiment, peers, caught)
+    stop.at_once(lambda: (peers or Peers(ALONE)).call_off(CALLED_OFF, Exit.PREEMPTED))
+    with compile_cache(experiment.folder / "compile-cache", experiment.compile_cache) as cache:
+        run = Run(experiment, peers)
+        try:
+            run.greet()
+            with run.watchdog:
+                return _loop(run, stop)
+        finally:
+            stop.after_saving()
+            if cache.describe():
+                run.hooks.say(cache.describe())
+            run.close()
 
 
 def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
     experiment, pending, scores = run.experiment, None, {}
     for number in range(run.start + 1, experiment.steps + 1):
         sent = run.advance(number)
+        # Until here a restart would lose nothing, and nobody waits for the compiler to stop.
+        stop.after_saving()
         # The device works on this step while the host looks at the numbers of the one before.
         run.settle(pending)
         pending = sent
@@ -259,17 +281,27 @@ def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
             # A checkpoint carries the scores of its own step only: `best` is chosen by them.
             fresh = None
             if (due or last) and not stopping:
-                with run.watchdog.busy("evaluation"):
-                    fresh = run.evaluate(number)
+                fresh, stopping = _evaluated(run, number, stop)
             scores = scores if fresh is None else fresh
             with run.watchdog.busy("saving"):
                 run.save(fresh)
-        if stopping and not last:
+        if stopping and (not last or experiment.evals):
             run.checkpoints.wait()
             raise Preempted(
                 f"SIGTERM: saved step {number} in {run.folder}; the same command goes on from there"
             )
     if run.start >= experiment.steps:
         run.hooks.say(f"{run.folder} has reached step {run.start} already; raise steps to train on")
-        scores = run.evaluate(run.start)
+        with run.watchdog.busy("evaluation"):
+            scores = run.evaluate(run.start)
     return scores
+
+
+def _evaluated(run: Run, number: int, stop: StopFlag) -> tuple[dict[str, float] | None, bool]:
+    """(scores, whether to stop): none where a stop came first."""
+    with run.watchdog.busy("evaluation"):
+        try:
+            return run.evaluate(number, stop), False
+        except Interrupted:
+            run.hooks.say(f"evaluation at step {number} given up: SIGTERM")
+            return None, True

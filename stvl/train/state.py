@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from stvl.core.errors import ConfigError
@@ -79,10 +79,14 @@ class Starter:
         params = nn.unbox(boxed)
         self.abstract = jax.eval_shape(self._make, jax.random.key(0))
         laid_out = param_shardings(boxed, mesh)
+        #: Where a step has the optimizer's state while it uses it.
+        self.opt_on_device = like_params(self.abstract.opt_state, params, laid_out, mesh)
         self.shardings = TrainState(
             step=replicated(mesh),
             params=laid_out,
-            opt_state=like_params(self.abstract.opt_state, params, laid_out, mesh),
+            opt_state=self.opt_on_device
+            if experiment.offload == "none"
+            else _on_host(self.abstract.opt_state, self.opt_on_device),
             ema=None if experiment.ema is None else laid_out,
         )
 
@@ -145,6 +149,15 @@ class Starter:
             opt_state=self.optimizer.init(params),
             ema=None if self.experiment.ema is None else jax.tree.map(jnp.copy, params),
         )
+
+
+def _on_host(tree: Any, shardings: Any) -> Any:
+    """The shardings with every array in the host's memory; single numbers stay, for there is nothing to gain."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+        return sharding.with_memory_kind("pinned_host") if leaf.ndim else sharding
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def _refuse_uneven(experiment: Experiment, slices: int) -> None:

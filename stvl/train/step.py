@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,10 @@ def train_step(
     optimizer: optax.GradientTransformation,
     experiment: Experiment,
 ) -> tuple[TrainState, Metrics]:
-    """``params - update(gradient of loss(model(video), model(text)))`` and the metrics of the batch."""
+    """``params - update(gradient of loss(model(video), model(text)))`` and the metrics of the batch.
+
+    Where the loss or the gradient's norm is not finite, only ``step`` changes: the batch is passed over.
+    """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
 
     inputs = {name: batch[name] for name in ("video", "text")}
@@ -61,13 +65,25 @@ def train_step(
         (loss, metrics), gradient = cached(state.params, inputs, key)
     else:
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    norm = global_norm(gradient)
+    after = _updated(state, gradient, optimizer, experiment.ema)
+    # One bad batch must not spoil the state, and the host hears of it when the next step is under way already.
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    metrics = {**metrics, "loss": loss, "grad_norm": norm}
+    return dataclasses.replace(after, step=state.step + 1), metrics
+
+
+def _updated(
+    state: TrainState, gradient: Any, optimizer: optax.GradientTransformation, decay: float | None
+) -> TrainState:
+    """The state after a gradient, its step not yet counted."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    ema, decay = state.ema, experiment.ema
+    ema = state.ema
     if ema is not None and decay is not None:
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
-    metrics = {**metrics, "loss": loss, "grad_norm": global_norm(gradient)}
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+    return TrainState(step=state.step, params=params, opt_state=opt_state, ema=ema)
 
 
 def gathered_once(encode: Encode, dtype: jnp.dtype) -> Encode:
@@ -125,6 +141,9 @@ def make_step(starter: Starter) -> Step:
     mesh: Mesh = starter.mesh
 
     def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Metrics]:
+        if starter.experiment.offload == "optimizer":
+            moved = jax.device_put(state.opt_state, starter.opt_on_device)
+            state = dataclasses.replace(state, opt_state=moved)
         with activation_sharding(mesh, RULES):
             return train_step(
                 state, batch, model=starter.model, optimizer=starter.optimizer, experiment=starter.experiment

@@ -14,7 +14,7 @@ import pytest
 from stvl.core.errors import ConfigError
 from stvl.dist.hub import Hub
 from stvl.dist.links import Closed, Link, connect
-from stvl.dist.peers import PEER_LOST, Peers, PeersError, disagreements
+from stvl.dist.peers import CALLED_OFF, PEER_LOST, Peers, PeersError, disagreements
 from stvl.dist.place import Place
 from stvl.dist.spoke import Spoke
 
@@ -261,12 +261,14 @@ def test_one_may_finish_before_the_others(code):
     assert group.ends == {}
 
 
-def loop(peers: Peers, who: int, pause: float, first: int = 1, steps: int = 400) -> int:
-    """A training loop: the step after which it stopped, 0 where it did not."""
-    for step in range(first, steps + 1):
+def loop(peers: Peers, who: int, pause: float, together: threading.Barrier) -> int:
+    """A training loop: the step after which it stopped, 0 where it did not. The first step needs all processes."""
+    for step in range(1, 401):
         time.sleep(pause)
-        if peers.stop_now(step, wanted=peers.place.process == who and step >= first + 4):
+        if peers.stop_now(step, wanted=peers.place.process == who and step >= 5):
             return step
+        if step == 1:
+            together.wait(10)
     return 0
 
 
@@ -275,18 +277,28 @@ def test_all_stop_after_the_same_step_whoever_asks(who):
     with Group(3) as group:
         group.meet(0, 1, 2)
         # Nothing keeps these loops in step: the fastest has gone far beyond the others when the question comes.
-        found = group.both(lambda peer: loop(peer, who, 0.002 * (1 + peer.place.process)), 0, 1, 2)
+        start = threading.Barrier(3)
+        found = group.both(lambda peer: loop(peer, who, 0.002 * (1 + peer.place.process), start), 0, 1, 2)
     assert len(set(found)) == 1 and 5 <= found[0] <= 30, found
 
 
-def test_a_process_that_is_not_in_its_loop_yet_stops_with_the_others():
+@pytest.mark.parametrize("who", [0, 1])
+def test_while_one_has_made_no_step_a_stop_ends_all_at_once(who):
+    # The other one compiles, say: it would be asked after a step that it cannot make for minutes.
     with Group(2) as group:
         group.meet(0, 1)
-        with ThreadPoolExecutor() as pool:
-            fast = pool.submit(loop, group.peers[1], 1, 0.002, 101)
-            time.sleep(0.3)
-            slow = pool.submit(loop, group.peers[0], 1, 0.002, 101)
-            assert fast.result() == slow.result() > 101
+        group.peers[who].stop_now(101, wanted=True)
+        group.wait_for_ends(0, 1)
+    assert group.ends == {0: (CALLED_OFF, 75), 1: (CALLED_OFF, 75)}
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_calling_off_ends_all_at_once(who):
+    with Group(3) as group:
+        group.meet(0, 1, 2)
+        group.peers[who].call_off("enough", 75)
+        group.wait_for_ends(0, 1, 2)
+    assert group.ends == dict.fromkeys(range(3), ("enough", 75))
 
 
 def test_the_only_process_stops_when_it_wants_to():

@@ -114,6 +114,7 @@ def test_an_unfinished_save_is_ignored_and_cleaned_up(tmp_path):
     assert torn.is_dir()
     checkpoints = Checkpoints(tmp_path, experiment(tmp_path))
     assert checkpoints.last == 4
+    assert checkpoints.torn == ("skipped 6.orbax-checkpoint-tmp: a save that did not finish",)
     checkpoints.save(state(6), DATA)
     checkpoints.close()
     assert not torn.exists()
@@ -130,11 +131,30 @@ def test_a_checkpoint_that_lacks_a_part_is_ignored_and_written_anew(tmp_path, lo
     (tmp_path / "checkpoints" / "4").mkdir(exist_ok=True)
     checkpoints = Checkpoints(tmp_path, experiment(tmp_path))
     assert checkpoints.last == 2
+    (line,) = checkpoints.torn
+    assert line.startswith("skipped the torn checkpoint 4: it lacks ")
+    assert lost == "." or line.removeprefix("skipped the torn checkpoint 4: it lacks ").startswith(lost)
     same(checkpoints.restore(target()).state, state(2))
     checkpoints.save(state(4), DATA)
     checkpoints.wait()
     assert checkpoints.last == 4
     same(checkpoints.restore(target()).state, state(4))
+
+
+def test_an_error_of_the_disk_is_told_at_the_next_look(tmp_path, monkeypatch):
+    checkpoints = written(tmp_path, 2)
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.manager, "check_for_errors", full)
+    with pytest.raises(
+        TrainingError, match=r"OSError: .*No space left.* newest finished checkpoint is of step 2"
+    ):
+        checkpoints.check()
+    monkeypatch.setattr(checkpoints.manager, "wait_until_finished", full)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        checkpoints.wait()
 
 
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):

@@ -19,7 +19,9 @@ from stvl.core.errors import ConfigError, DataError, TrainingError
 from stvl.data.pipeline import LoaderOptions
 from stvl.data.sources import EpicSource
 from stvl.train.checkpoints import saved_experiment, steps
+from stvl.train.encoders import ModelEncoders
 from stvl.train.loop import NonFiniteLoss, Preempted, train
+from stvl.train.signals import StopFlag
 from tests.fixtures import BATCH, FRAMES, TrainedRun, shrunk_model, tiny_experiment
 
 pytestmark = pytest.mark.usefixtures("shared_compiles")
@@ -42,11 +44,18 @@ def losses(folder: Path) -> dict[int, tuple[float, float]]:
 def test_a_run_leaves_a_log_results_events_and_checkpoints(tiny_run: TrainedRun):
     log = [row for row in rows(tiny_run.folder) if "loss" in row]
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
-    speed = {"clips_per_second", "step_seconds", "data_wait", "mfu"}
+    shares = {"data_wait", "host_to_device", "compute", "checkpoint"}
+    speed = {"clips_per_second", "step_seconds", "mfu", "hfu", *shares}
     for row in log:
-        assert set(row) == {"step", "time", "loss", "accuracy", "grad_norm", "ids_crc", *speed}
+        assert set(row) - {"compile_seconds"} == {
+            *("step", "time", "loss", "accuracy", "grad_norm", "ids_crc"),
+            *speed,
+        }
         assert row["clips_per_second"] == pytest.approx(BATCH / row["step_seconds"])
-        assert 0 <= row["data_wait"] <= 1
+        assert all(0 <= row[name] <= 1 for name in shares) and sum(row[name] for name in shares) <= 1
+        # Nothing is computed twice without remat.
+        assert 0 < row["mfu"] == row["hfu"] < 1
+    assert [row["step"] for row in log if row.get("compile_seconds", 0) > 0] == [1]
     assert log[0]["loss"] > 0.5 * math.log(BATCH)
     names = {path.name for path in (tiny_run.folder / "results").iterdir()}
     assert names == {"EpicMIR-6.json", "EgoMCQ-6.json", "Opposites-6.json"}
@@ -133,6 +142,43 @@ def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tiny_world, tm
     assert arrays(tmp_path, 6) == arrays(whole, 6)
 
 
+def test_sigterm_before_the_first_step_leaves_at_once(tiny_world, tmp_path, monkeypatch):
+    left: list[tuple[str, int]] = []
+
+    class Left(Exception):
+        pass
+
+    def leave(self: Any, text: str, code: int) -> None:
+        left.append((text, code))
+        raise Left
+
+    stop = StopFlag()
+    stop._asked = True
+    monkeypatch.setattr(loop.Peers, "call_off", leave)
+    with pytest.raises(Left):
+        train(tiny_experiment(tiny_world, tmp_path), stop=stop)
+    assert left == [(loop.CALLED_OFF, 75)]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_sigterm_in_an_evaluation_gives_it_up_and_saves(tiny_run: TrainedRun, tmp_path, monkeypatch, capsys):
+    experiment = dataclasses.replace(tiny_run.experiment, run=str(tmp_path), eval_every=3)
+    embed = ModelEncoders.video
+
+    def embed_and_send(self: Any, frames: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embed(self, frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelEncoders, "video", embed_and_send)
+        with pytest.raises(Preempted, match="SIGTERM: saved step 3 in "):
+            train(experiment)
+    assert "evaluation at step 3 given up: SIGTERM" in capsys.readouterr().out
+    assert steps(tmp_path) == [2, 3]
+    assert not (tmp_path / "results").exists()
+    assert train(experiment) == tiny_run.scores
+
+
 def test_sigterm_in_the_last_step_is_a_finished_run(tiny_world, tmp_path, monkeypatch):
     interrupt(monkeypatch, 6)
     train(tiny_experiment(tiny_world, tmp_path))
@@ -148,7 +194,7 @@ def test_a_checkpoint_never_carries_the_scores_of_another_step(tiny_world, tmp_p
         save(self, metrics)
 
     monkeypatch.setattr(loop.Run, "save", save_and_note)
-    monkeypatch.setattr(loop.Run, "evaluate", lambda self, number: {"score": float(number)})
+    monkeypatch.setattr(loop.Run, "evaluate", lambda self, number, stop=None: {"score": float(number)})
     interrupt(monkeypatch, 4)
     with pytest.raises(Preempted):
         train(tiny_experiment(tiny_world, tmp_path, eval_every=2, save_every=1))
@@ -156,14 +202,14 @@ def test_a_checkpoint_never_carries_the_scores_of_another_step(tiny_world, tmp_p
     assert saved == {1: None, 2: {"score": 2.0}, 3: None, 4: None}
 
 
-def spoil_metric(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> list[np.ndarray]:
-    """Let a metric of `step` be NaN; the list gets the rows drawn in every step."""
+def spoil_metric(monkeypatch: pytest.MonkeyPatch, name: str, *steps: int) -> list[np.ndarray]:
+    """Let a metric of some steps be NaN; the list gets the rows drawn in every step."""
     advance, drawn = loop.Run.advance, []
 
     def advance_and_spoil(self: Any, number: int) -> Any:
         sent = advance(self, number)
         drawn.append(sent.index)
-        if number == step:
+        if number in steps:
             sent.metrics[name] = np.float32("nan")
         return sent
 
@@ -175,14 +221,55 @@ def spoil_metric(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> list[
 def test_non_finite_numbers_stop_the_run_with_the_clips(metric, said, tiny_world, tmp_path, monkeypatch):
     drawn = spoil_metric(monkeypatch, metric, 4)
     experiment = tiny_experiment(tiny_world, tmp_path)
+    experiment = dataclasses.replace(experiment, max_nonfinite=0)
     with pytest.raises(NonFiniteLoss, match=f"the {said} of step 4 is nan; ids of its batch: ") as problem:
         train(experiment)
     assert problem.value.exit_code == 4
     ids = str(problem.value).split("batch: ")[1].split(". The newest checkpoint is of step 2;")[0].split(", ")
+    (row,) = map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines())
+    assert row["ids"] == ids and row["step"] == 4 and row[metric] == "nan"
     table = experiment.source.load()
     assert ids == [table[int(row)].id for row in drawn[3]]
     # Step 4 was a step to save at; what it made is not there.
     assert steps(tmp_path) == [2]
+
+
+def test_non_finite_steps_are_passed_over_up_to_the_limit_also_after_a_restart(
+    tiny_world, tmp_path, monkeypatch, capsys
+):
+    experiment = tiny_experiment(tiny_world, tmp_path, max_nonfinite=2)
+    with monkeypatch.context() as patch:
+        spoil_metric(patch, "loss", 2, 3)
+        interrupt(patch, 4)
+        with pytest.raises(Preempted):
+            train(experiment)
+    told = [
+        line for line in capsys.readouterr().out.splitlines() if " passed over: the loss is nan (" in line
+    ]
+    assert [line.split(";")[0] for line in told] == [
+        "step 2 passed over: the loss is nan (1 of at most 2 in 100 steps)",
+        "step 3 passed over: the loss is nan (2 of at most 2 in 100 steps)",
+    ]
+    assert "passed_over" not in rows(tmp_path)[0] and rows(tmp_path)[2]["passed_over"] == 2
+    # The checkpoint remembers the two, and a third one stops the run that goes on from it.
+    spoil_metric(monkeypatch, "grad_norm", 6)
+    with pytest.raises(NonFiniteLoss, match=r"It is number 3 in 100 steps, max_nonfinite = 2\. The newest"):
+        train(experiment)
+    kept = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in kept] == [2, 3, 6]
+    assert all(len(row["ids"]) == BATCH for row in kept)
+
+
+def test_a_log_row_of_a_step_that_was_passed_over_is_json(tiny_world, tmp_path, monkeypatch):
+    spoil_metric(monkeypatch, "loss", 2)
+    train(tiny_experiment(tiny_world, tmp_path))
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in text]
+    assert found[1]["loss"] is None and found[1]["grad_norm"] > 0
 
 
 def test_best_must_be_a_score_of_the_protocols(tiny_run: TrainedRun, tmp_path):

@@ -104,3 +104,29 @@ def test_target_has_the_shapes_and_shardings_of_the_start():
     assert jax.tree.structure(target) == jax.tree.structure(state)
     for found, leaf, sharding in zip(*map(jax.tree.leaves, (target, state, starter.shardings)), strict=True):
         assert (found.shape, found.dtype, found.sharding) == (leaf.shape, leaf.dtype, sharding)
+
+
+def unchanged(after: TrainState, before: TrainState) -> None:
+    """Everything but the number of the step is as it was."""
+    assert after.step == before.step + 1
+    same(dataclasses.replace(after, step=before.step), before)
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing_but_its_number():
+    state = step(first())[0]
+    scale = state.params["video"]["norm"]["scale"]
+    state.params["video"]["norm"]["scale"] = np.full_like(scale, np.nan)
+    after, metrics = step(state)
+    assert np.isnan(metrics["loss"])
+    unchanged(after, state)
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_but_its_number(monkeypatch):
+    # Where it comes from does not matter; a loss can be finite where its slope is not.
+    monkeypatch.setattr("stvl.train.step.global_norm", lambda tree: jnp.float32(np.inf))
+    starter, _, state = parts()
+    after, metrics = make_step(starter)(
+        jax.device_put(state, starter.shardings), put_batch(BATCH, starter.mesh)
+    )
+    assert np.isfinite(metrics["loss"]) and np.isinf(metrics["grad_norm"])
+    unchanged(jax.device_get(after), state)

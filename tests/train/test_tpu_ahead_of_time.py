@@ -31,6 +31,7 @@ model = dataclasses.replace(model, video=video, text=dataclasses.replace(model.t
 experiment = Experiment(
     name="aot", model=model, source=ManifestSource(csv="none.csv"), train_transform=TrainTransform(),
     eval_transform=EvalTransform(), loader=LoaderOptions(batch=batch), dtype="bfloat16", mesh=MeshConfig(**sizes),
+    offload=sys.argv[5],
 )
 devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 mesh = make_mesh(experiment.mesh, devices)
@@ -43,7 +44,9 @@ compiled = lowered.compile()
 memory = compiled.memory_analysis()
 whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(starter.abstract))
 inputs = sum(x.size * x.dtype.itemsize for x in rows)
-found = {"arguments": memory.argument_size_in_bytes, "temp": memory.temp_size_in_bytes, "kernels": kernels}
+moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(starter.abstract.opt_state) if leaf.ndim)
+places = {"moments": moments, "host": memory.host_argument_size_in_bytes}
+found = places | {"arguments": memory.argument_size_in_bytes, "temp": memory.temp_size_in_bytes, "kernels": kernels}
 print(json.dumps({"devices": len(devices), "whole": whole, "inputs": inputs, **found}))
 """
 
@@ -51,14 +54,15 @@ print(json.dumps({"devices": len(devices), "whole": whole, "inputs": inputs, **f
 @pytest.mark.libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("topology", "sizes", "batch"),
+    ("topology", "sizes", "batch", "offload"),
     [
-        ("v5e:4x4", {"data": 4, "fsdp": 4}, 256),
-        ("v5p:2x2x2", {"data": 2, "fsdp": 2, "tensor": 2}, 64),
-        ("v6e:2x4", {"data": 4, "context": 2}, 64),
+        ("v5e:4x4", {"data": 4, "fsdp": 4}, 256, "none"),
+        ("v5e:4x4", {"data": 4, "fsdp": 4}, 256, "optimizer"),
+        ("v5p:2x2x2", {"data": 2, "fsdp": 2, "tensor": 2}, 64, "none"),
+        ("v6e:2x4", {"data": 4, "context": 2}, 64, "none"),
     ],
 )
-def test_train_step_compiles_for_tpus(topology: str, sizes: dict[str, int], batch: int) -> None:
+def test_train_step_compiles_for_tpus(topology: str, sizes: dict[str, int], batch: int, offload: str) -> None:
     pytest.importorskip("libtpu", reason="the libtpu wheel is an optional package")
     env = {
         **os.environ,
@@ -70,7 +74,7 @@ def test_train_step_compiles_for_tpus(topology: str, sizes: dict[str, int], batc
         # No device is opened, so compilers may run side by side.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
-    command = [sys.executable, "-c", SCRIPT, topology, json.dumps(sizes), str(batch), "2"]
+    command = [sys.executable, "-c", SCRIPT, topology, json.dumps(sizes), str(batch), "2", offload]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -82,6 +86,11 @@ def test_train_step_compiles_for_tpus(topology: str, sizes: dict[str, int], batc
     assert found["kernels"] == ([False, False] if "context" in sizes else [True, True])
     # fsdp and tensor cut the state, data and fsdp the batch; position tables, norms and biases stay whole.
     parts, rows = sizes.get("fsdp", 1) * sizes.get("tensor", 1), sizes.get("fsdp", 1) * sizes.get("data", 1)
+    if offload == "optimizer":
+        assert found["host"] >= found["moments"] / parts
+        found["whole"] -= found["moments"]
+    else:
+        assert found["host"] == 0
     assert (
         found["whole"] / parts
         <= found["arguments"]
