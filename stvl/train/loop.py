@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from stvl.core.errors import ConfigError, TrainingError, nearest
+from stvl.core.paths import reach
 from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
@@ -22,8 +22,9 @@ from stvl.models.flops import train_flops
 from stvl.train.checkpoints import Checkpoints, saved_experiment, write_experiment
 from stvl.train.encoders import ModelEncoders
 from stvl.train.experiment import Experiment
-from stvl.train.hooks import Hooks, JsonLines, TensorBoard, Terminal
+from stvl.train.hooks import Hooks, Terminal
 from stvl.train.init import Pretrained
+from stvl.train.logs import loggers
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
 from stvl.train.step import make_step, put_batch
@@ -77,7 +78,7 @@ class Run:
     def __init__(self, experiment: Experiment, peers: Peers | None = None) -> None:
         self.experiment = experiment
         self.peers = peers or Peers(Place("", 1, 0, "alone"))
-        self.folder: Path = experiment.folder
+        self.folder = reach(experiment.folder)
         self.mesh = make_mesh(experiment.mesh)
         self.starter = Starter(experiment, self.mesh)
         self.table = experiment.source.load()
@@ -93,7 +94,7 @@ class Run:
         self.hooks = Hooks()
         if jax.process_index() == 0:
             terminal = Terminal(experiment.steps, self.start, experiment.loader.batch)
-            self.hooks = Hooks(terminal, JsonLines(self.folder), TensorBoard(self.folder))
+            self.hooks = Hooks(terminal, *loggers(self.folder))
         peak, self.peak_source = peak_flops(jax.local_devices()[0])
         flops = train_flops(
             experiment.model,
@@ -212,7 +213,8 @@ class Run:
         return scores
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
-        """Start to save the state."""
+        """Start to save the state, with the log of the steps that led to it."""
+        self.hooks.flush()
         self.checkpoints.save(self.state, self.loader.get_state(), metrics or None)
 
     def close(self) -> None:
