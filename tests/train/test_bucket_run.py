@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,11 +122,13 @@ def test_a_run_in_a_bucket_leaves_what_one_on_a_disk_leaves(gcs, in_bucket, tiny
 
 
 def test_eval_embed_and_search_take_a_run_in_a_bucket(in_bucket, tiny_run, tiny_world, tmp_path, capsys):
-    assert main(["eval", in_bucket, str(tiny_run.folder), "--protocols", "EgoMCQ"]) == 0
+    disk = shutil.copytree(tiny_run.folder, tmp_path / "disk")
+    assert main(["eval", in_bucket, str(disk), "--protocols", "EgoMCQ"]) == 0
     out = capsys.readouterr().out
     assert f"written: {in_bucket}/results/EgoMCQ.json" in out and "side by side" in out
-    assert Result.from_json(f"{in_bucket}/results/EgoMCQ.json").metrics
-    for name, run in (("bucket", in_bucket), ("disk", str(tiny_run.folder))):
+    found = Result.from_json(f"{in_bucket}/results/EgoMCQ.json")
+    assert found.metrics == Result.from_json(disk / "results/EgoMCQ.json").metrics
+    for name, run in (("bucket", in_bucket), ("disk", str(disk))):
         assert main(["embed", "--run", run, "--out", str(tmp_path / f"{name}.npz"), "--text", "a", "b"]) == 0
     one, two = (np.load(tmp_path / f"{name}.npz")["embeddings"] for name in ("bucket", "disk"))
     assert (one == two).all()
