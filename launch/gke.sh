@@ -7,7 +7,7 @@ usage() {
 bash launch/gke.sh --name NAME --image IMAGE --accelerator LABEL --topology TxTxT [options] -- COMMAND...
 
   --name NAME          of the JobSet: small letters, digits and dashes
-  --image IMAGE        a container image with stvl[tpu] installed
+  --image IMAGE        a container image with stvl[tpu] installed (with stvl[tpu,gcs] for run=gs://...)
   --accelerator LABEL  value of the node label cloud.google.com/gke-tpu-accelerator, such as tpu-v5-lite-podslice
   --topology T         of a slice, such as 16x16 or 8x8x8
   --slices N           how many slices (default: 1)
@@ -22,7 +22,7 @@ bash launch/gke.sh --name NAME --image IMAGE --accelerator LABEL --topology TxTx
       --claim runs -- train configs/ego4d_pretrain.py run=/mnt/shared/ego4d
 
 The cluster needs JobSet (https://jobset.sigs.k8s.io), and the folder of the run has to lie on a file system that all
-pods share. kubectl has to be signed in; nothing secret is taken or passed on.
+pods share, or in a bucket (run=gs://...). kubectl has to be signed in; nothing secret is taken or passed on.
 TEXT
 }
 

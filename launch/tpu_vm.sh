@@ -12,11 +12,11 @@ bash launch/tpu_vm.sh --name TPU --zone ZONE [options] --setup
   --project ID     its project (default: gcloud's)
   --dir DIR        the checkout on the workers, from their home folder (default: stvl)
   --set NAME=VALUE a variable for every worker, such as LIBTPU_INIT_ARGS=...; may be given again
-  --setup          make .venv in the checkout of every worker and install stvl[tpu] with the pinned versions
+  --setup          make .venv in the checkout of every worker and install stvl[tpu,gcs] with the pinned versions
   --dry-run        print the command and stop
 
   bash launch/tpu_vm.sh --name pod --zone us-east5-b -- doctor --distributed --checkpoint gs://bucket/runs
-  bash launch/tpu_vm.sh --name pod --zone us-east5-b -- train configs/ego4d_pretrain.py run=/mnt/shared/ego4d
+  bash launch/tpu_vm.sh --name pod --zone us-east5-b -- train configs/ego4d_pretrain.py run=gs://bucket/ego4d
 
 The workers find each other through the metadata server. The command runs as long as this terminal does: start it in
 tmux. gcloud has to be signed in; nothing secret is taken or passed on.
@@ -70,7 +70,7 @@ fi
 # What the shell of every worker runs; each word is quoted for it.
 if "$SETUP"; then
     printf -v remote 'cd %q && python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e %q' \
-        "$DIR" '.[tpu]'
+        "$DIR" '.[tpu,gcs]'
 else
     printf -v words ' %q' "${SETTINGS[@]}" .venv/bin/stvl "$@"
     printf -v remote 'cd %q && exec env%s' "$DIR" "$words"

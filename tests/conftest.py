@@ -29,7 +29,7 @@ install_import_hook("stvl", "beartype.beartype")
 
 # `pytest` alone, unlike `python -m pytest`, does not put the repository on the path; tests.contracts needs it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.fake_gcs"]
 
 hypothesis.settings.register_profile("stvl", deadline=None, max_examples=50, derandomize=True, database=None)
 hypothesis.settings.load_profile("stvl")

@@ -218,7 +218,7 @@ def declared_distributions() -> set[str]:
     """Core dependencies and the extras that stvl itself imports, inside functions; normalised names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["torch"] + extras["notebooks"] + extras["hub"]
+    wanted = project["dependencies"] + extras["torch"] + extras["notebooks"] + extras["hub"] + extras["gcs"]
     names = (re.match(r"[A-Za-z0-9_.-]+", line) for line in wanted)
     return {name.group().lower().replace("_", "-") for name in names if name}
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stvl.cli.main import console, parse_args
+from stvl.core.paths import on_disk
 
 
 @dataclasses.dataclass
@@ -36,6 +37,7 @@ class Args:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args = parse_args(Args, argv, "claims")
+    on_disk(args.out, "records of claims are kept on a disk")
     return {"list": _list, "run": _run, "report": _report}[args.what](args)
 
 

@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin",),
     "torch": ("torch", "safetensors"),
     "hub": ("huggingface_hub",),
+    "gcs": ("gcsfs",),
     "notebooks": ("matplotlib", "nbclient"),
 }
 

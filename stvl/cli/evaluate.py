@@ -13,6 +13,7 @@ import tyro
 from stvl.cli.main import console, parse_args
 from stvl.cli.runs import newest_run
 from stvl.core.errors import nearest
+from stvl.core.paths import AnyPath, to_path
 
 #: First word -> what it does; any other word is a run folder.
 WORDS: dict[str, str] = {
@@ -58,7 +59,7 @@ def run(argv: list[str]) -> int:
                 from stvl.core.errors import ConfigError
 
                 raise ConfigError(f"there is no run folder and no protocol {name!r}{close}")
-    results = {name: _evaluate(Path(name), args) for name in args.runs or [str(newest_run(None))]}
+    results = {name: _evaluate(to_path(name), args) for name in args.runs or [str(newest_run(None))]}
     if len(results) > 1:
         console().print(_side_by_side(results))
     return 0
@@ -95,7 +96,7 @@ def _leaves(cls: Any) -> Iterator[str]:
             yield field.name
 
 
-def _evaluate(folder: Path, args: Args) -> dict[str, Any]:
+def _evaluate(folder: AnyPath, args: Args) -> dict[str, Any]:
     from stvl.core.errors import ConfigError, nearest
     from stvl.train.encoders import load_run
 

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stvl.core.errors import ConfigError
+from stvl.core.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
     from stvl.pretrained.encoders import DualEncoders
 
 
-def newest_run(asked: str | None) -> Path:
+def newest_run(asked: str | None) -> AnyPath:
     """The run folder `asked`, or the one under ``runs/`` whose checkpoints changed last.
 
     Raises:
         ConfigError: nothing was asked for and ``runs/`` holds no trained run.
     """
     if asked is not None:
-        return Path(asked)
+        return to_path(asked)
     found = sorted(Path("runs").glob("**/checkpoints"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(
@@ -31,7 +32,7 @@ def newest_run(asked: str | None) -> Path:
 
 def load_model(
     run: str | None, weights: str | None, *, step: int | None = None, frames: int | None = None
-) -> tuple[DualEncoders, Path]:
+) -> tuple[DualEncoders, AnyPath]:
     """The encoders that ``--run`` or ``--weights`` names, by default those of the newest run, and their folder.
 
     Raises:
@@ -48,13 +49,13 @@ def load_model(
         return load_run(folder, step=step, frames=frames), folder
     if run is not None or step is not None:
         raise ConfigError("give a run (--run, --step) or --weights, not both")
-    if (Path(weights) / "checkpoints").is_dir():
+    if (to_path(weights) / "checkpoints").is_dir():
         raise ConfigError(
             f"{weights} is a run folder and holds no converted weights: name it with --run {weights}"
         )
     from stvl.pretrained.encoders import load_weights
 
-    return load_weights(weights, frames=frames), Path(weights)
+    return load_weights(weights, frames=frames), to_path(weights)
 
 
 def load_any(folder: str, *, step: int | None = None, frames: int | None = None) -> DualEncoders:
@@ -63,6 +64,6 @@ def load_any(folder: str, *, step: int | None = None, frames: int | None = None)
     Raises:
         WeightsError, TrainingError: a folder without a usable model.
     """
-    if (Path(folder) / "checkpoints").is_dir():
+    if (to_path(folder) / "checkpoints").is_dir():
         return load_model(folder, None, step=step, frames=frames)[0]
     return load_model(None, folder, frames=frames)[0]

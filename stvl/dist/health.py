@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from stvl.core.paths import AnyPath, make_folder, reach, to_path
 from stvl.dist.hub import Hub
 from stvl.dist.peers import Peers, PeersError, disagreements
 from stvl.dist.place import Distributed, Place, find_place
@@ -188,7 +189,7 @@ class Probe:
     """Small files in a folder of checkpoints, one a process.
 
     Args:
-        folder: a path, or what etils.epath opens (``gs://BUCKET/...``).
+        folder: a path, or ``gs://BUCKET/...``.
         token: the same on every process of this start, and on no other.
         process: number of this process.
     """
@@ -196,19 +197,18 @@ class Probe:
     def __init__(self, folder: str, token: str, process: int) -> None:
         self.folder, self.token, self.process = folder, token, process
 
-    def _path(self, process: int) -> Any:
-        from etils import epath
-
-        return epath.Path(self.folder) / f".stvl-probe-{self.token}-{process}"
+    def _path(self, process: int) -> AnyPath:
+        return reach(to_path(self.folder)) / f".stvl-probe-{self.token}-{process}"
 
     def write(self) -> str:
         """Write this process's file and read it back.
 
         Raises:
             OSError: what the file system says, or another text than was written.
+            ConfigError: no such bucket, or gcsfs is missing.
         """
         path, text = self._path(self.process), f"{self.token} {self.process}"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         path.write_text(text)
         found = path.read_text()
         if found != text:

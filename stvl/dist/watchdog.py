@@ -15,7 +15,12 @@ from pathlib import Path
 
 from stvl.core.config import config
 from stvl.core.errors import ConfigError
+from stvl.core.paths import AnyPath, append_text
+from stvl.dist.health import bounded
 from stvl.dist.peers import STUCK, End, end_process
+
+#: Seconds that stacks may take into the run folder: its disk or its network may be what hangs.
+WRITE_SECONDS = 20.0
 
 
 @config
@@ -56,7 +61,8 @@ class Watchdog:
 
     Args:
         options: see WatchdogOptions.
-        folder: the stacks also go to ``stacks-PROCESS.txt`` in it; None for stderr only.
+        folder: the stacks also go to ``stacks-PROCESS.txt`` in it, or into a folder of this machine for temporary files
+            where that fails or takes too long; None for stderr only.
         process: number of this process.
         clock: seconds, for tests.
         end: ends the process.
@@ -65,7 +71,7 @@ class Watchdog:
     def __init__(
         self,
         options: WatchdogOptions,
-        folder: Path | None = None,
+        folder: AnyPath | None = None,
         process: int = 0,
         clock: Callable[[], float] = time.monotonic,
         end: End = end_process,
@@ -145,12 +151,18 @@ class Watchdog:
         print(told, file=sys.stderr, flush=True)
         if self._file is None:
             return
+        file = self._file
+        outcome = bounded(lambda: append_text(file, told + "\n"), WRITE_SECONDS)
+        if outcome["ok"]:
+            return
+        said = f"watchdog: cannot write {file}: {outcome['error']}"
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._file, "a", encoding="utf-8") as kept:
-                kept.write(told + "\n")
+            kept = Path(tempfile.mkdtemp(prefix="stvl-")) / file.name
+            kept.write_text(told + "\n", encoding="utf-8")
+            said += f"; the stacks lie in {kept}"
         except OSError as problem:
-            print(f"watchdog: cannot write {self._file}: {problem}", file=sys.stderr, flush=True)
+            said += f"; nor can this machine keep the stacks: {problem}"
+        print(said, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Watchdog:
         self._since = self._clock()

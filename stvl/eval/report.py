@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from stvl.core.errors import ConfigError, DataError
+from stvl.core.paths import AnyPath, to_path
 from stvl.eval.published import MIR, Published
 from stvl.eval.result import Result
 
@@ -39,14 +39,14 @@ class Table:
     warnings: tuple[str, ...]
 
 
-def read_result(path: str | Path) -> Result:
+def read_result(path: str | AnyPath) -> Result:
     """A result of ``stvl eval``, or the six flat numbers of ``stvl eval mir --similarity``, which have no card.
 
     Raises:
         DataError: another file.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(to_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as problem:

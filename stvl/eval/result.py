@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stvl.core.errors import ConfigError, DataError, nearest
+from stvl.core.paths import AnyPath, to_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Result:
         if not self.card:
             raise ConfigError("a result without a protocol card cannot be compared with any other")
 
-    def to_json(self, path: str | Path) -> None:
+    def to_json(self, path: str | AnyPath) -> None:
         """Write everything to `path`, all or nothing.
 
         Raises:
@@ -54,14 +56,14 @@ class Result:
         atomic_write(path, lambda file: file.write(text.encode()))
 
     @classmethod
-    def from_json(cls, path: str | Path) -> Result:
+    def from_json(cls, path: str | AnyPath) -> Result:
         """Read what `to_json` wrote.
 
         Raises:
             DataError: a file that is no result.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(to_path(path).read_text(encoding="utf-8"))
             return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
         except (json.JSONDecodeError, KeyError, TypeError) as problem:
             raise DataError(f"{path} is not a result of stvl eval: {problem!r}") from problem
@@ -91,15 +93,20 @@ class Result:
         return Group(*lines)
 
 
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+def atomic_write(path: str | AnyPath, write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: a reader never sees half a file.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing. In a bucket a file appears whole by itself, once all of it has arrived.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    path = Path(path)
+    path = to_path(path)
+    if not isinstance(path, Path):
+        held = io.BytesIO()
+        write(held)
+        path.write_bytes(held.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -19,6 +19,7 @@ import numpy as np
 
 from stvl.core.config import diff, from_dict
 from stvl.core.errors import WeightsError
+from stvl.core.paths import AnyPath, on_disk, to_path
 from stvl.models.dual import DualEncoder, DualEncoderConfig
 from stvl.pretrained.folder import (
     Contents,
@@ -91,7 +92,7 @@ class Report:
         folder: the result; None after a dry run.
     """
 
-    source: Path
+    source: AnyPath
     sha256: str
     found: Recognised
     contents: Contents
@@ -105,7 +106,10 @@ class Report:
 
 
 def convert(
-    src: str | Path, out: str | Path | None, options: ConvertOptions = ConvertOptions(), dry_run: bool = False
+    src: str | AnyPath,
+    out: str | Path | None,
+    options: ConvertOptions = ConvertOptions(),
+    dry_run: bool = False,
 ) -> Report:
     """Make a weights folder of a checkpoint: a file, a folder, a run folder, a weights folder, or a name on the hub.
 
@@ -126,9 +130,9 @@ def convert(
     if out is None and not dry_run:
         raise WeightsError("a conversion needs a folder to write: --out DIR, or --dry-run")
     if out is not None and not dry_run:
-        refuse_taken(Path(out), options.overwrite)
+        refuse_taken(on_disk(out, "a weights folder is written on a disk"), options.overwrite)
     path, origin = locate(src)
-    if options.sha256 is not None and path.is_file():
+    if options.sha256 is not None and isinstance(path, Path) and path.is_file():
         check_sha256(sha256_of(path), options.sha256, str(path))
     with contextlib.closing(open_source(path)) as source:
         digest = source.sha256()
@@ -145,13 +149,13 @@ def convert(
     return dataclasses.replace(report, folder=folder)
 
 
-def locate(src: str | Path) -> tuple[Path, dict[str, str]]:
-    """A local path, or what the Hugging Face hub gives for a name, with the facts to record of it.
+def locate(src: str | AnyPath) -> tuple[AnyPath, dict[str, str]]:
+    """A path that exists, also in a bucket, or what the Hugging Face hub gives for a name, with the facts to record of it.
 
     Raises:
         WeightsError: nothing is there.
     """
-    path = Path(src)
+    path = to_path(src)
     if path.exists():
         return path, {}
     name = parse_name(str(src))
@@ -161,7 +165,7 @@ def locate(src: str | Path) -> tuple[Path, dict[str, str]]:
     return fetched.path, fetched.facts
 
 
-def own_layout(path: Path, source: Source) -> Recognised | None:
+def own_layout(path: AnyPath, source: Source) -> Recognised | None:
     """What a weights folder or a run folder of stvl holds; None for everything else."""
     if path.is_dir() and is_weights_folder(path):
         folder = open_folder(path)
@@ -277,7 +281,7 @@ def init_leaves(model: DualEncoderConfig, paths: Sequence[str], seed: int) -> di
 
 
 def _report(
-    origin: tuple[Path, Source, Mapping[str, str]],
+    origin: tuple[AnyPath, Source, Mapping[str, str]],
     planned: tuple[Recognised, DualEncoderConfig, LoadPlan, Mapping[str, str]],
     options: ConvertOptions,
 ) -> Report:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stvl.core.errors import WeightsError, nearest
+from stvl.core.paths import AnyPath, on_disk, to_path
 from stvl.models.dual import DualEncoderConfig
 from stvl.models.presets import FAMILIES
 from stvl.pretrained.convert import own_layout
@@ -58,7 +59,7 @@ class Exported:
         sha256: hash of the file; empty after a dry run.
     """
 
-    source: Path
+    source: AnyPath
     path: Path
     naming: str
     count: int
@@ -68,7 +69,7 @@ class Exported:
 
 
 def export(
-    src: str | Path, out: str | Path, options: ExportOptions = ExportOptions(), dry_run: bool = False
+    src: str | AnyPath, out: str | Path, options: ExportOptions = ExportOptions(), dry_run: bool = False
 ) -> Exported:
     """Write the part of a model that a public naming has a place for, bit by bit as it was in the source.
 
@@ -84,7 +85,7 @@ def export(
     Raises:
         WeightsError: `src` is neither; an unknown naming or one of another family; something has no place; `out` exists.
     """
-    src, out = Path(src), Path(out)
+    src, out = to_path(src), on_disk(out, "an export is written on a disk")
     _refuse_place(out, options)
     if not src.exists():
         raise WeightsError(f"there is no folder {str(src)!r} to export")
@@ -131,7 +132,7 @@ def _refuse_place(out: Path, options: ExportOptions) -> None:
         raise WeightsError(f"{out} exists already: choose another --export, or add --overwrite")
 
 
-def _naming(name: str | None, src: Path) -> FamilyLayout:
+def _naming(name: str | None, src: AnyPath) -> FamilyLayout:
     if name is None or name.startswith("stvl/"):
         raise WeightsError(
             f"{src} does not say from which checkpoint it was made, so name a --naming{nearest('', LAYOUTS)}"

@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from stvl import __version__
 from stvl.core.config import from_dict, to_dict
 from stvl.core.errors import ConfigError, WeightsError, nearest
+from stvl.core.paths import AnyPath, on_disk
 from stvl.data.augment import EvalTransform
 from stvl.data.text import ClipTokenizer
 from stvl.models.dual import DualEncoder, DualEncoderConfig
@@ -46,6 +47,7 @@ Item = tuple[str, Entry, Callable[[], np.ndarray]]
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _SHOWN = 8
+_LOCAL = "weights folders are read and written on a disk: copy them (`gcloud storage cp -r`)"
 
 
 def param_targets(model: DualEncoderConfig, dtype: Any = jnp.float32) -> dict[str, Target]:
@@ -197,24 +199,25 @@ def _placed(source: Source, path: str, kind: np.dtype, sharding: Any) -> jax.Arr
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def is_weights_folder(path: Path) -> bool:
+def is_weights_folder(path: AnyPath) -> bool:
     """Whether `path` holds both files of a weights folder, of this or another version."""
     return (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file()
 
 
-def folder_facts(path: Path) -> dict[str, Any]:
+def folder_facts(path: AnyPath) -> dict[str, Any]:
     """The plain JSON of a weights folder's config, unchecked; empty for everything else."""
-    return _read_config(path) if is_weights_folder(path) else {}
+    return _read_config(on_disk(path, _LOCAL)) if is_weights_folder(path) else {}
 
 
-def open_folder(path: str | Path) -> WeightsFolder:
+def open_folder(path: str | AnyPath) -> WeightsFolder:
     """Open a weights folder and check that its parameters are those of its config; only headers are read.
 
     Raises:
         WeightsError: a file is missing or damaged, another format version, a config that this version does not know,
             or parameters that are not those of the config, with both sides' lists.
+        ConfigError: a folder in a bucket.
     """
-    path = Path(path)
+    path = on_disk(path, _LOCAL)
     data = _read_config(path)
     try:
         parts = {name: from_dict(data[name]) for name in ("model", "tokenizer", "transform")}
@@ -290,7 +293,7 @@ def _listed(title: str, rows: list[str]) -> str:
 
 
 def write_folder(
-    out: str | Path, contents: Contents, items: Iterable[Item], overwrite: bool = False
+    out: str | AnyPath, contents: Contents, items: Iterable[Item], overwrite: bool = False
 ) -> WeightsFolder:
     """Write a weights folder, parameter by parameter, and open it.
 
@@ -303,7 +306,7 @@ def write_folder(
     Raises:
         WeightsError: something else lies at `out`; parameters are missing, left over or of another shape.
     """
-    out = Path(out)
+    out = on_disk(out, _LOCAL)
     refuse_taken(out, overwrite)
     listed = list(items)
     targets = param_targets(contents.model)

@@ -6,11 +6,12 @@ import collections
 import contextlib
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from stvl.core.paths import AnyPath, to_path
 
 _HITS, _MISSES = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 _COUNTS: collections.Counter[str] = collections.Counter()
@@ -19,7 +20,7 @@ _COUNTS: collections.Counter[str] = collections.Counter()
 class CacheUse:
     """What was found in the cache since this was made."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: AnyPath | None) -> None:
         self.folder, self._before = folder, dict(_COUNTS)
 
     def describe(self) -> str:
@@ -31,7 +32,7 @@ class CacheUse:
 
 
 @contextlib.contextmanager
-def compile_cache(folder: Path, mode: str) -> Iterator[CacheUse]:
+def compile_cache(folder: AnyPath, mode: str) -> Iterator[CacheUse]:
     """Keep the programs that are compiled in this block in `folder`, unless jax has a folder for them already.
 
     Args:
@@ -40,7 +41,7 @@ def compile_cache(folder: Path, mode: str) -> Iterator[CacheUse]:
     """
     given: Any = jax.config.values["jax_compilation_cache_dir"]
     if given or mode == "off" or (mode == "auto" and jax.default_backend() == "cpu"):
-        yield CacheUse(Path(given) if given else None)
+        yield CacheUse(to_path(given) if given else None)
         return
     _listen()
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +12,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from stvl.core.config import diff, from_dict, to_dict
 from stvl.core.errors import TrainingError
+from stvl.core.paths import AnyPath, absolute, is_remote, make_folder
 from stvl.train.experiment import Experiment
 from stvl.train.state import TrainState
 
 _FILE = "experiment.json"
 #: Files that every whole checkpoint holds; the manifest is the last that Orbax writes for the state.
 _PARTS = ("_CHECKPOINT_METADATA", "state/manifest.ocdbt", "data/metadata", "experiment/metadata")
+#: In a bucket, where no folder can be renamed: what Orbax writes last of all.
+_COMMITTED = "commit_success.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    A step is a folder that holds the state, the data iterator's state and the experiment's JSON; Orbax writes it under
-    a temporary name and renames it when it is whole, so a killed run never leaves half a checkpoint behind.
+    A step is a folder that holds the state, the data iterator's state and the experiment's JSON. On a disk Orbax writes it
+    under a temporary name and renames it when it is whole; in a bucket it writes ``commit_success.txt`` last. So half a
+    checkpoint of a killed run is never taken for a whole one.
 
     Args:
         folder: the run folder.
@@ -48,9 +51,9 @@ class Checkpoints:
         read_only: for evaluation, which may look at a folder whose run is writing to it: nothing is cleaned up.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, read_only: bool = False) -> None:
+    def __init__(self, folder: AnyPath, experiment: Experiment, read_only: bool = False) -> None:
         self.experiment = experiment
-        self.folder = folder.absolute()
+        self.folder = absolute(folder)
         policies: list[Any] = [preservation_policy.LatestN(experiment.keep)]
         if experiment.best:
             best = preservation_policy.BestN(
@@ -138,7 +141,7 @@ class Checkpoints:
         self.manager.close()
 
 
-def _torn(folder: Path) -> tuple[str, ...]:
+def _torn(folder: AnyPath) -> tuple[str, ...]:
     """What lies among the checkpoints of a run folder without being whole, a line each."""
     root = folder / "checkpoints"
     if not root.is_dir():
@@ -146,23 +149,30 @@ def _torn(folder: Path) -> tuple[str, ...]:
     whole, told = set(steps(folder)), []
     for item in sorted(root.iterdir(), key=lambda path: path.name):
         if item.name.isdigit() and int(item.name) not in whole:
-            lost = next(part for part in _PARTS if not (item / part).is_file())
+            lost = next(part for part in parts_of(folder) if not (item / part).is_file())
             told.append(f"skipped the torn checkpoint {item.name}: it lacks {lost}")
         elif "orbax-checkpoint-tmp" in item.name:
             told.append(f"skipped {item.name}: a save that did not finish")
     return tuple(told)
 
 
-def steps(folder: Path) -> list[int]:
+def steps(folder: AnyPath) -> list[int]:
     """Finished checkpoints of a run folder, oldest first; folders that lack a part (a torn copy) are left out."""
     root = folder / "checkpoints"
     if not root.is_dir():
         return []
     found = [item for item in root.iterdir() if item.name.isdigit()]
-    return sorted(int(item.name) for item in found if all((item / part).is_file() for part in _PARTS))
+    return sorted(
+        int(item.name) for item in found if all((item / part).is_file() for part in parts_of(folder))
+    )
 
 
-def saved_experiment(folder: Path, step: int | None = None) -> Experiment:
+def parts_of(folder: AnyPath) -> tuple[str, ...]:
+    """Files that a whole checkpoint of this run folder holds."""
+    return (_COMMITTED, *_PARTS) if is_remote(folder) else _PARTS
+
+
+def saved_experiment(folder: AnyPath, step: int | None = None) -> Experiment:
     """The experiment that `folder` was trained with.
 
     Raises:
@@ -182,7 +192,7 @@ def saved_experiment(folder: Path, step: int | None = None) -> Experiment:
     return from_dict(json.loads(text))
 
 
-def refuse_other_model(saved: Experiment, asked: Experiment, folder: Path) -> None:
+def refuse_other_model(saved: Experiment, asked: Experiment, folder: AnyPath) -> None:
     """Raise where a checkpoint cannot be continued by `asked`, naming every field that differs."""
     fields = [row for row in diff(saved.model, asked.model) if not row[0].endswith(("remat", "unroll"))]
     model = [(f"model.{path}", old, new) for path, old, new in fields]
@@ -215,8 +225,8 @@ def refuse_other_model(saved: Experiment, asked: Experiment, folder: Path) -> No
         )
 
 
-def write_experiment(folder: Path, experiment: Experiment) -> None:
+def write_experiment(folder: AnyPath, experiment: Experiment) -> None:
     """Put the experiment's JSON into the run folder, for people to read."""
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         (folder / _FILE).write_text(json.dumps(to_dict(experiment), indent=2) + "\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from stvl.core.config import to_dict
+from stvl.core.paths import AnyPath, to_path
 from stvl.dist.mesh import make_mesh
 from stvl.pretrained.encoders import DualEncoders, weights_sha256
 from stvl.pretrained.folder import Contents
@@ -46,13 +46,13 @@ def contents(experiment: Experiment) -> Contents:
     )
 
 
-def load_run(folder: str | Path, *, step: int | None = None, frames: int | None = None) -> ModelEncoders:
+def load_run(folder: str | AnyPath, *, step: int | None = None, frames: int | None = None) -> ModelEncoders:
     """The encoders of a run folder: its newest checkpoint, or that of `step`; averaged parameters where there are some.
 
     Raises:
         TrainingError: no finished checkpoint in `folder`.
     """
-    folder = Path(folder)
+    folder = to_path(folder)
     experiment = saved_experiment(folder, step)
     # One device is enough to embed with; a run of many hosts is restored onto it.
     starter = Starter(experiment, make_mesh(type(experiment.mesh)(data=1), jax.local_devices()[:1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -63,7 +62,7 @@ def evaluate(
     encoders = _Stoppable(experiment, params)
     encoders.stopping = stopping
     scores: dict[str, float] = {}
-    results: Path = experiment.folder / "results"
+    results = experiment.folder / "results"
     with shared(jax.process_index(), jax.process_count()):
         for protocol in experiment.evals:
             result = protocol.run(encoders)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from stvl.core.config import config, override, parse
 from stvl.core.errors import ConfigError, nearest
+from stvl.core.paths import AnyPath, to_path
 from stvl.data.augment import EvalTransform, TrainTransform
 from stvl.data.pipeline import LoaderOptions
 from stvl.data.sources import EpicSource, ManifestSource
@@ -46,7 +47,7 @@ class Experiment:
 
     Attributes:
         name: used in messages and in the default run folder.
-        run: folder of checkpoints, logs and results; empty means ``runs/NAME``.
+        run: folder of checkpoints, logs and results, also ``gs://BUCKET/...``; empty means ``runs/NAME``.
         model: sizes of both towers.
         source: training clips.
         train_transform, eval_transform: frames to the model's size.
@@ -136,9 +137,9 @@ class Experiment:
         self.optimizer.make(self.steps)
 
     @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(self.run or f"runs/{self.name}")
+    def folder(self) -> AnyPath:
+        """The run folder, on a disk or in a bucket."""
+        return to_path(self.run or f"runs/{self.name}")
 
     @property
     def compute_dtype(self) -> jnp.dtype:

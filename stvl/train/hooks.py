@@ -21,15 +21,17 @@ class Hook(Protocol):
 
     def say(self, text: str) -> None: ...
 
+    def flush(self) -> None: ...
+
     def close(self) -> None: ...
 
 
 class JsonLines:
     """One JSON object a row in ``log.jsonl``; a resumed run appends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "log.jsonl") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._file = open(folder / name, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Append a row; every row reaches the disk at once, for a killed run's log is the one that is read."""
@@ -41,6 +43,9 @@ class JsonLines:
     def say(self, text: str) -> None:
         """Messages are not numbers."""
 
+    def flush(self) -> None:
+        """Nothing waits: `write` has put every row on the disk."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -49,10 +54,10 @@ class JsonLines:
 class TensorBoard:
     """Scalars as TensorBoard event files in ``events/``, without TensorFlow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, suffix: str = "") -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "events"))
+        self._writer: Any = SummaryWriter(str(folder / "events"), filename_suffix=suffix)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """One scalar a number."""
@@ -61,6 +66,10 @@ class TensorBoard:
 
     def say(self, text: str) -> None:
         """Messages are not numbers."""
+
+    def flush(self) -> None:
+        """Put what the writer holds on the disk."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close."""
@@ -96,6 +105,9 @@ class Terminal:
         """Print a message above the bar."""
         self._console.print(text, highlight=False, markup=False)
 
+    def flush(self) -> None:
+        """Nothing waits."""
+
     def close(self) -> None:
         """Leave the last state of the bar on the screen."""
         if self._bar is not None:
@@ -130,6 +142,11 @@ class Hooks:
         """Pass a message on."""
         for hook in self._hooks:
             hook.say(text)
+
+    def flush(self) -> None:
+        """Let nothing wait: what was written is to outlive this process."""
+        for hook in self._hooks:
+            hook.flush()
 
     def close(self) -> None:
         """Close all."""

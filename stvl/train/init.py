@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from stvl.core.config import config, diff
 from stvl.core.errors import ConfigError, WeightsError, nearest
+from stvl.core.paths import to_path
 from stvl.models.dual import DualEncoderConfig
 from stvl.pretrained.encoders import hash_leaf, key_order
 from stvl.pretrained.folder import Params, flat, is_weights_folder, nested, open_folder, param_targets
@@ -39,7 +39,7 @@ class Pretrained:
     from that and looks at nothing here.
 
     Attributes:
-        folder: a weights folder (``stvl convert``) or a run folder.
+        folder: a weights folder (``stvl convert``) or a run folder, which may lie in a bucket (``gs://BUCKET/...``).
         fresh: regular expressions for parameters that are not taken from the folder, whether it has them or not:
             ``projection``, ``log_scale``.
         changed: fields of the model that differ on purpose, with all below them: ``video.temporal_positions``.
@@ -130,7 +130,7 @@ def load_start(
 
 @contextlib.contextmanager
 def _open(init: Pretrained) -> Iterator[_Given]:
-    path = Path(init.folder)
+    path = to_path(init.folder)
     if is_weights_folder(path):
         if init.step is not None:
             raise ConfigError(f"init.step is for run folders, {path} is a weights folder")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from stvl.core.errors import ConfigError, TrainingError, nearest
+from stvl.core.paths import reach
 from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
@@ -24,8 +24,9 @@ from stvl.train.checkpoints import Checkpoints, saved_experiment, write_experime
 from stvl.train.clock import Clock, Work
 from stvl.train.evaluation import evaluate, local_copy
 from stvl.train.experiment import Experiment
-from stvl.train.hooks import Hooks, JsonLines, TensorBoard, Terminal
+from stvl.train.hooks import Hooks, Terminal
 from stvl.train.init import Pretrained
+from stvl.train.logs import loggers
 from stvl.train.nonfinite import NonFinite, NonFiniteLoss, unsound
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
@@ -58,7 +59,7 @@ class Run:
     def __init__(self, experiment: Experiment, peers: Peers | None = None) -> None:
         self.experiment = experiment
         self.peers = peers or Peers(ALONE)
-        self.folder: Path = experiment.folder
+        self.folder = reach(experiment.folder)
         self.mesh = make_mesh(experiment.mesh)
         self.starter = Starter(experiment, self.mesh)
         self.table = experiment.source.load()
@@ -75,7 +76,7 @@ class Run:
         self.hooks = Hooks()
         if jax.process_index() == 0:
             terminal = Terminal(experiment.steps, self.start, experiment.loader.batch)
-            self.hooks = Hooks(terminal, JsonLines(self.folder), TensorBoard(self.folder))
+            self.hooks = Hooks(terminal, *loggers(self.folder))
         bad = self.folder / "nonfinite.jsonl" if jax.process_index() == 0 else None
         self.nonfinite = NonFinite(experiment.max_nonfinite, bad, self.passed_over)
         peak, self.peak_source = peak_flops(jax.local_devices()[0])
@@ -200,18 +201,22 @@ class Run:
         return scores
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
-        """Start to save the state."""
+        """Start to save the state, with the log of the steps that led to it."""
         data = {**self.loader.get_state(), "nonfinite": self.nonfinite.steps}
         with self.clock.part("checkpoint"):
+            self.hooks.flush()
             self.checkpoints.save(self.state, data, metrics or None)
 
     def close(self) -> None:
         """Wait for the disk and close everything."""
         self.loader.close()
-        with self.clock.part("checkpoint"):
-            self.checkpoints.close()
-        self.hooks.say(f"where the time went, {self.clock.summary()}")
-        self.hooks.close()
+        try:
+            with self.clock.part("checkpoint"):
+                self.checkpoints.close()
+        finally:
+            # The last rows are on their way where the log goes to a bucket.
+            self.hooks.say(f"where the time went, {self.clock.summary()}")
+            self.hooks.close()
 
 
 def _all_rows(index: np.ndarray) -> np.ndarray:

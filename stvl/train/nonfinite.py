@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from stvl.core.errors import TrainingError
+from stvl.core.paths import AnyPath, append_text
 from stvl.train.signals import Exit
 
 #: Steps over which those that were passed over are counted.
@@ -40,7 +40,7 @@ class NonFinite:
         steps: those known already, from a checkpoint.
     """
 
-    def __init__(self, limit: int, file: Path | None, steps: Sequence[int] = ()) -> None:
+    def __init__(self, limit: int, file: AnyPath | None, steps: Sequence[int] = ()) -> None:
         self.limit, self._file, self.steps = limit, file, list(steps)
 
     def take(self, step: int, metrics: Mapping[str, float], ids: Sequence[str]) -> str:
@@ -53,8 +53,7 @@ class NonFinite:
         self.steps = [number for number in self.steps if step - WINDOW < number < step] + [step]
         if self._file is not None:
             row = {"step": step, **{name: str(metrics[name]) for name in JUDGED}, "ids": list(ids)}
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_text(self._file, json.dumps(row) + "\n")
         count, told = len(self.steps), ", ".join(ids)
         if count > self.limit:
             others = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 
 from stvl.core.errors import WeightsError
+from stvl.core.paths import AnyPath
 from stvl.weights.rules import Shape
 
 SHOWN = 12
@@ -20,7 +20,7 @@ class Complaints:
         layout: the layout's name.
     """
 
-    def __init__(self, path: Path, layout: str) -> None:
+    def __init__(self, path: AnyPath, layout: str) -> None:
         self.path, self.layout = path, layout
         self.left: dict[str, str] = {}
         self.missing: dict[str, str] = {}

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from stvl.core.errors import WeightsError
+from stvl.core.paths import AnyPath, on_disk, to_path
 
 INDEX = ".index.json"
 _ZIP, _PICKLE, _HDF5 = b"PK\x03\x04", b"\x80", b"\x89HDF"
@@ -19,6 +20,8 @@ _LFS = b"version https://git-lfs"
 _FORMS = (
     "safetensors (one file, or a folder with an index), npz, torch .pt/.pth/.bin, and Orbax folders are read"
 )
+#: Readers of files map them into memory or jump about in them.
+_LOCAL = "files of weights are read from a disk: copy it to one first (`gcloud storage cp`)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Source(Protocol):
     """
 
     @property
-    def path(self) -> Path:
+    def path(self) -> AnyPath:
         """Named in errors."""
         ...
 
@@ -81,7 +84,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | AnyPath) -> Source:
     """Open a checkpoint; only its table of contents is read.
 
     ==================================================  =================================
@@ -93,15 +96,18 @@ def open_source(path: str | Path) -> Source:
     an Orbax folder, a run folder of ``stvl train``     the newest whole checkpoint
     ==================================================  =================================
 
+    The last row may lie in a bucket (``gs://BUCKET/...``).
+
     Raises:
         WeightsError: nothing is there, it is of no known form, or its table of contents is damaged.
+        ConfigError: anything but an Orbax folder in a bucket.
     """
-    path = Path(path)
+    path = to_path(path)
     try:
         if path.is_dir():
             return _open_folder(path)
         if path.is_file():
-            return _open_file(path)
+            return _open_file(on_disk(path, _LOCAL))
     except OSError as problem:
         raise WeightsError(f"{path} cannot be read: {problem}") from problem
     raise WeightsError(f"there is no file or folder {str(path)!r}")
@@ -165,17 +171,17 @@ def _zip_form(path: Path) -> str:
     return f"a zip archive that is neither npz nor torch (inside: {shown})"
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: AnyPath) -> Source:
     from stvl.weights.readers.orbax import OrbaxSource, find_state
     from stvl.weights.readers.safetensors_file import SafetensorsSource
     from stvl.weights.readers.shards import ShardedSource
 
     indices = sorted(path.glob(f"*.safetensors{INDEX}"))
     if len(indices) == 1:
-        return ShardedSource(indices[0])
+        return ShardedSource(on_disk(indices[0], _LOCAL))
     files = sorted(path.glob("*.safetensors"))
     if not indices and len(files) == 1:
-        return SafetensorsSource(files[0])
+        return SafetensorsSource(on_disk(files[0], _LOCAL))
     if indices or files:
         names = ", ".join(item.name for item in [*indices, *files][:8])
         raise WeightsError(f"{path} holds several weights, name one of them: {names}")

@@ -29,6 +29,14 @@ def test_one_process(tmp_path, capsys):
     assert found["problems"] == [] and found["rows"][0]["stages"]["write"]["ok"]
 
 
+def test_a_folder_in_a_bucket(gcs, bucket, capsys):
+    assert main(["doctor", "--distributed", "--cluster", "none", "--checkpoint", f"gs://{bucket}/runs"]) == 0
+    assert "all is well" in capsys.readouterr().out
+    assert "POST runs/.stvl-probe-" in " ".join(gcs.requests) and gcs.names(bucket) == []
+    assert main(["doctor", "--distributed", "--cluster", "none", "--checkpoint", "s3://b/runs"]) == 1
+    assert "s3:// is not supported" in capsys.readouterr().out
+
+
 def test_a_problem_exits_with_1(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--distributed", "--cluster", "none", "--checkpoint", str(tmp_path / "file")]) == 1

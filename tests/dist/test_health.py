@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stvl.core.errors import ConfigError
 from stvl.dist import health
 from stvl.dist.health import Probe, bounded, examine
 from stvl.dist.peers import PeersError
@@ -39,6 +40,20 @@ def test_probes_of_a_shared_folder(tmp_path):
     second.clean()
     second.clean()
     assert list(folder.iterdir()) == []
+
+
+def test_probes_of_a_bucket(gcs, bucket):
+    folder = f"gs://{bucket}/new/runs"
+    first, second = (Probe(folder, "t", number) for number in (0, 1))
+    assert first.write() == second.write() == folder
+    assert second.see_first()
+    assert gcs.names(bucket) == ["new/runs/.stvl-probe-t-0", "new/runs/.stvl-probe-t-1"]
+    first.clean()
+    second.clean()
+    second.clean()
+    assert gcs.names(bucket) == []
+    with pytest.raises(ConfigError, match="gs://none/runs: the bucket none cannot be seen"):
+        Probe("gs://none/runs", "t", 0).write()
 
 
 def test_probes_of_folders_that_are_not_the_same(tmp_path):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from stvl.core.errors import ConfigError
+from stvl.core.paths import to_path
+from stvl.dist import watchdog
 from stvl.dist.peers import STUCK
 from stvl.dist.watchdog import Watchdog, WatchdogOptions
 
@@ -163,7 +166,31 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_run(tmp_path, capsys)
     (tmp_path / "run").write_text("a file")
     run = Run(tmp_path)
     assert run.after(101.0)
-    assert "watchdog: cannot write" in capsys.readouterr().err
+    said = re.search(r"watchdog: cannot write (.*): (.*Error.*); the stacks lie in (.*)\n", capsys.readouterr().err)
+    assert said is not None and said[1] == str(tmp_path / "run/stacks-2.txt")
+    assert "process 2: the first step has taken" in Path(said[3]).read_text()
+
+
+def test_stacks_go_into_a_run_folder_in_a_bucket(gcs, bucket, capsys):
+    for _ in range(2):
+        assert Run(to_path(f"gs://{bucket}")).after(101.0)
+    # The second start of the process keeps what the first one saw.
+    assert gcs.text(bucket, "run/stacks-2.txt").count("process 2: the first step has taken") == 2
+    assert "cannot write" not in capsys.readouterr().err
+
+
+def test_a_bucket_that_hangs_or_refuses_does_not_hold_the_watchdog(gcs, bucket, capsys, monkeypatch):
+    run = Run(to_path(f"gs://{bucket}"))
+    gcs.refuse = f"POST {bucket}"
+    assert run.after(101.0)
+    refused = capsys.readouterr().err
+    assert "OSError: Forbidden" in refused and "the stacks lie in" in refused
+    answer = threading.Event()
+    monkeypatch.setattr(watchdog, "append_text", lambda file, text: answer.wait(20))
+    monkeypatch.setattr(watchdog, "WRITE_SECONDS", 0.1)
+    assert run.after(1000.0)
+    answer.set()
+    assert "stacks-2.txt: no answer within 0 s; the stacks lie in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

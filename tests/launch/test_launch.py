@@ -125,7 +125,7 @@ def test_tpu_vm_setup():
     (words,) = shown(script("tpu_vm.sh", "--name", "p", "--zone", "z", "--setup", "--dry-run"))
     assert words[-1] == (
         "--command=cd stvl && python3 -m venv .venv && "
-        ".venv/bin/python -m pip install -c constraints.txt -e .\\[tpu\\]"
+        ".venv/bin/python -m pip install -c constraints.txt -e .\\[tpu\\,gcs\\]"
     )
     done = script("tpu_vm.sh", "--name", "p", "--zone", "z", "--setup", "--", "doctor")
     assert done.returncode == 2 and "--setup takes no command" in done.stderr

@@ -94,6 +94,9 @@ def test_hooks_pass_everything_on(tmp_path):
         def say(self, text: str) -> None:
             self.seen.append(text)
 
+        def flush(self) -> None:
+            self.seen.append("flushed")
+
         def close(self) -> None:
             self.seen.append("closed")
 
@@ -102,8 +105,9 @@ def test_hooks_pass_everything_on(tmp_path):
     hooks = Hooks(one, two)
     hooks.write(1, {"loss": 1.0})
     hooks.say("hello")
+    hooks.flush()
     hooks.close()
-    assert one.seen == two.seen == [(1, {"loss": 1.0}), "hello", "closed"]
+    assert one.seen == two.seen == [(1, {"loss": 1.0}), "hello", "flushed", "closed"]
 
 
 def test_sigterm_sets_the_flag_and_the_old_handler_comes_back():

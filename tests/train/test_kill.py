@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from stvl.core.paths import AnyPath
 from stvl.dist.mesh import MeshConfig, make_mesh
 from stvl.train.checkpoints import Checkpoints, saved_experiment, steps
 from stvl.train.state import Starter, TrainState
@@ -110,7 +111,7 @@ def ids(run: Path) -> dict[int, float]:
     return found
 
 
-def last_state(run: Path, length: int) -> TrainState:
+def last_state(run: AnyPath, length: int) -> TrainState:
     """Everything that the newest checkpoint holds: parameters, moments, average."""
     experiment = saved_experiment(run)
     starter = Starter(experiment, make_mesh(MeshConfig(data=1), jax.devices()[:1]))

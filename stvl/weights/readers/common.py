@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stvl.core.errors import WeightsError, nearest
+from stvl.core.paths import AnyPath
 from stvl.weights.source import Entry
 
 _BLOCK = 1 << 20
@@ -21,7 +23,7 @@ class BaseSource:
         path: the file or folder, named in every error.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
         self.entries: Mapping[str, Entry] = {}
         self.metadata: Mapping[str, str] = {}
@@ -47,17 +49,18 @@ class BaseSource:
         raise NotImplementedError
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: AnyPath) -> str:
     """Hash of a file, read block by block."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK))
-    with open(path, "rb", buffering=0) as file:
+    file: Any
+    with path.open("rb", buffering=0) if isinstance(path, Path) else path.open("rb") as file:
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()
 
 
-def files_sha256(paths: Iterable[Path], root: Path) -> str:
+def files_sha256(paths: Iterable[AnyPath], root: AnyPath) -> str:
     """Hash of several files: of the text that ``sha256sum`` prints for them, ordered by their names below `root`."""
     names = sorted((path.relative_to(root).as_posix(), path) for path in paths)
     listing = "".join(f"{file_sha256(path)}  {name}\n" for name, path in names)

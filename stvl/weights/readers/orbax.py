@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stvl.core.errors import WeightsError
+from stvl.core.paths import AnyPath, absolute, files_below, is_remote
 from stvl.weights.readers.common import BaseSource, files_sha256
 from stvl.weights.source import Entry
 
@@ -18,10 +18,12 @@ _TREE = "_METADATA"
 _DATA = ("manifest.ocdbt", "checkpoint", "ocdbt.process_0")
 #: What marks a checkpoint of several items as whole; Orbax writes it when it renames the folder.
 _WHOLE = "_CHECKPOINT_METADATA"
+#: The same in a bucket, where folders are not renamed.
+_COMMITTED = "commit_success.txt"
 _ITEMS = ("state", "default", "params")
 
 
-def find_state(path: Path) -> Path | None:
+def find_state(path: AnyPath) -> AnyPath | None:
     """The folder of arrays below `path`, which may be itself, a checkpoint of several items, or a run folder.
 
     Of a run's checkpoints it is the newest whole one.
@@ -34,12 +36,13 @@ def find_state(path: Path) -> Path | None:
     for item in _ITEMS:
         if (path / item / _TREE).is_file():
             return path / item
+    whole = _COMMITTED if is_remote(path) else _WHOLE
     for root in (path / "checkpoints", path):
         steps = [item for item in root.iterdir() if item.name.isdigit()] if root.is_dir() else []
         if not steps:
             continue
         for step in sorted(steps, key=lambda item: int(item.name), reverse=True):
-            found = find_state(step) if step.is_dir() and (step / _WHOLE).is_file() else None
+            found = find_state(step) if step.is_dir() and (step / whole).is_file() else None
             if found is not None and any((found / name).exists() for name in _DATA):
                 return found
         names = ", ".join(sorted(item.name for item in steps)[:8])
@@ -57,14 +60,14 @@ class OrbaxSource(BaseSource):
         WeightsError: the folder is damaged; an array's path is named where Orbax says so.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         super().__init__(path)
         import jax
         import orbax.checkpoint as ocp
 
         with _said(path), _quiet():
             self._checkpointer = ocp.PyTreeCheckpointer()
-            found: Any = self._checkpointer.metadata(path.absolute())
+            found: Any = self._checkpointer.metadata(absolute(path))
             tree = getattr(found, "item_metadata", found)
             leaves, self._tree = jax.tree_util.tree_flatten_with_path(getattr(tree, "tree", tree))
         if not leaves:
@@ -75,7 +78,7 @@ class OrbaxSource(BaseSource):
 
     def sha256(self) -> str:
         """Hash of the listing of all files of the folder."""
-        return files_sha256((item for item in self.path.rglob("*") if item.is_file()), self.path)
+        return files_sha256(files_below(self.path), self.path)
 
     def close(self) -> None:
         """Release Orbax's threads."""
@@ -102,7 +105,7 @@ class OrbaxSource(BaseSource):
                 item=jax.tree_util.tree_unflatten(self._tree, leaves),
                 restore_args=jax.tree_util.tree_unflatten(self._tree, restore),
             )
-            made = self._checkpointer.restore(self.path.absolute(), args=args)
+            made = self._checkpointer.restore(absolute(self.path), args=args)
             found = np.asarray(jax.tree_util.tree_leaves(made)[at])
         if found.shape != entry.shape or found.dtype != entry.dtype:
             raise WeightsError(
@@ -121,7 +124,7 @@ def _name(keys: tuple[Any, ...]) -> str:
 
 
 @contextlib.contextmanager
-def _said(path: Path, name: str = "") -> Iterator[None]:
+def _said(path: AnyPath, name: str = "") -> Iterator[None]:
     """Orbax raises errors of many kinds for a damaged folder; all are the file's fault here."""
     try:
         yield
