@@ -52,7 +52,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: AnyPath, experiment: Experiment, read_only: bool = False) -> None:
-        self.experiment = experiment
+        self.experiment, self._alone = experiment, jax.process_count() == 1
         self.folder = absolute(folder)
         policies: list[Any] = [preservation_policy.LatestN(experiment.keep)]
         if experiment.best:
@@ -96,13 +96,39 @@ class Checkpoints:
     def restore(self, target: TrainState, step: int | None = None) -> Restored:
         """Bring back `step` (default: the newest) with the shapes, dtypes and shardings of `target`.
 
+        Where the newest one is damaged and there is one process, the one before it is taken, with a line in `torn`.
+        Several processes might not agree on what each can read, so there the damage is an error.
+
         Raises:
-            TrainingError: there is no checkpoint, or it is of another architecture or optimizer, or of other rules for the
-                data: every differing field is named.
+            TrainingError: there is no checkpoint, or none that can be read, or it is of another architecture or optimizer,
+                or of other rules for the data: every differing field is named.
         """
-        step = self.last if step is None else step
-        if step is None:
+        if step is not None:
+            return self._restore(target, step)
+        found = steps(self.folder)
+        if not found:
             raise TrainingError(f"{self.folder} holds no finished checkpoint")
+        damaged: list[TrainingError] = []
+        for number in reversed(found):
+            try:
+                restored = self._restore(target, number)
+            except (ValueError, OSError) as problem:
+                told = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+                damaged.append(
+                    TrainingError(f"the checkpoint of step {number} in {self.folder} is damaged: {told}")
+                )
+                if not self._alone:
+                    break
+                continue
+            self.torn += tuple(f"skipped: {one}" for one in damaged)
+            # Their steps are saved anew when the run comes to them.
+            self._torn |= {other for other in found if other > number}
+            return restored
+        raise TrainingError(f"{damaged[0]}. Delete its folder to go on from the one before it") from damaged[
+            0
+        ]
+
+    def _restore(self, target: TrainState, step: int) -> Restored:
         refuse_other_model(saved_experiment(self.folder, step), self.experiment, self.folder)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
         found = self.manager.restore(step, args=items)

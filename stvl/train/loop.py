@@ -87,6 +87,7 @@ class Run:
     def _begin(self) -> tuple[TrainState, int]:
         if self.checkpoints.last is not None:
             found = self.checkpoints.restore(self.starter.target())
+            self.notes = self.checkpoints.torn
             self.loader.set_state(found.data)
             self.passed_over = [int(step) for step in found.data.get("nonfinite", ())]
             # What the run once started from stays on record, whatever is asked for now.

@@ -141,6 +141,39 @@ def test_a_checkpoint_that_lacks_a_part_is_ignored_and_written_anew(tmp_path, lo
     same(checkpoints.restore(target()).state, state(4))
 
 
+@pytest.mark.parametrize("lost", ["state/manifest.ocdbt", "experiment/metadata"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_line_and_written_anew(tmp_path, lost):
+    written(tmp_path, 2, 4).close()
+    (tmp_path / "checkpoints" / "4" / lost).write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, experiment(tmp_path))
+    assert checkpoints.last == 4
+    found = checkpoints.restore(target())
+    same(found.state, state(2))
+    (line,) = checkpoints.torn
+    assert line.startswith(f"skipped: the checkpoint of step 4 in {tmp_path} is damaged: ")
+    checkpoints.save(state(4), DATA)
+    checkpoints.wait()
+    same(checkpoints.restore(target()).state, state(4))
+
+
+def test_where_every_checkpoint_is_damaged_the_newest_is_named(tmp_path):
+    written(tmp_path, 2, 4).close()
+    for step in (2, 4):
+        (tmp_path / "checkpoints" / str(step) / "state/manifest.ocdbt").write_bytes(b"")
+    message = r"of step 4 in .* is damaged: ValueError: DATA_LOSS.*\. Delete its folder to go on from the one before it"
+    with pytest.raises(TrainingError, match=message):
+        Checkpoints(tmp_path, experiment(tmp_path)).restore(target())
+
+
+def test_several_processes_do_not_choose_a_checkpoint_one_by_one(tmp_path):
+    written(tmp_path, 2, 4).close()
+    (tmp_path / "checkpoints" / "4" / "state/manifest.ocdbt").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, experiment(tmp_path))
+    checkpoints._alone = False
+    with pytest.raises(TrainingError, match=r"of step 4 in .* is damaged: ValueError: DATA_LOSS"):
+        checkpoints.restore(target())
+
+
 def test_an_error_of_the_disk_is_told_at_the_next_look(tmp_path, monkeypatch):
     checkpoints = written(tmp_path, 2)
 
