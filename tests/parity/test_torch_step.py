@@ -88,6 +88,7 @@ def their_losses(weights: tuple[Arrays, Arrays], setting: Setting) -> list[float
     ]
 
 
+@pytest.mark.slow
 def test_losses_agree_over_updates(blocks):
     weights = video_weights(VIDEO, seed=21), text_weights(TEXT, seed=22)
     # A rate at which four updates change the loss by much more than the tolerance.
@@ -100,6 +101,7 @@ def test_losses_agree_over_updates(blocks):
     assert theirs[0] == still[0] and max(abs(a - b) for a, b in zip(theirs[1:], still[1:], strict=True)) > 0.1
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(blocks):
     weights = video_weights(VIDEO, seed=21), text_weights(TEXT, seed=22)
     exact, near = (their_losses(weights, Setting(d, blocks, rate=0.0)) for d in ("float32", "bfloat16"))
