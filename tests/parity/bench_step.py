@@ -43,7 +43,7 @@ class Asked:
         dtype, batch, budget: of both sides.
         check: compare stvl's step with its f32 reference in its first turn.
         limit: seconds after which a turn is given up.
-        total: seconds after which no turn is begun.
+        total: seconds after which no turn is begun and the last one is given up.
         torch: further words for `bench_torch`.
     """
 
@@ -103,10 +103,12 @@ def turns(asked: Asked, told: Callable[[list[Turn]], None]) -> list[Turn]:
     begin = time.monotonic()
     for size in asked.sizes:
         for number, side in enumerate(asked.order):
-            if time.monotonic() - begin > asked.total:
+            left = asked.total - (time.monotonic() - begin)
+            now = dataclasses.replace(asked, limit=min(asked.limit, left))
+            if left <= 0:
                 row: Turn = {"reason": f"not begun: {asked.total:g} s were over"}
             else:
-                row = torch_turn(size, asked) if side == "torch" else jax_turn(size, asked, number == 0)
+                row = torch_turn(size, now) if side == "torch" else jax_turn(size, now, number == 0)
             done.append({"side": side, **row, "shape": size})
             seconds = row.get("seconds")
             print(f"{size} {side}: {row.get('reason') or f'{1e3 * seconds:.2f} ms'}", flush=True)
@@ -192,7 +194,7 @@ def asked_for(argv: Sequence[str]) -> tuple[Asked, Path | None]:
     words.add_argument("--budget", type=float, default=5.0, help="seconds for one time")
     words.add_argument("--no-check", dest="check", action="store_false")
     words.add_argument("--limit", type=float, default=300.0, help="seconds after which a turn is given up")
-    words.add_argument("--total", type=float, default=3600.0, help="seconds after which no turn is begun")
+    words.add_argument("--total", type=float, default=3600.0, help="seconds for all turns")
     words.add_argument("--compile", choices=("model", "blocks", "off"), default="model")
     words.add_argument("--sdpa", default="best")
     words.add_argument("--blocks", choices=("auto", "timm", "own"), default="auto")
