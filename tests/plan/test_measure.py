@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from stvl.core.errors import ConfigError, DataError
+from stvl.dist.mesh import make_mesh
 from stvl.models.flops import train_flops
 from stvl.ops.attention import BACKENDS
 from stvl.ops.attention.backends import Backend
 from stvl.plan import measure, steps
+from stvl.plan.agreement import Agreement, agreement
+from stvl.plan.ahead import decided
 from stvl.plan.measure import StepReport, StepRow, bench_step, measured_step, read_step_report
 from stvl.plan.resident import CompiledStep
 from stvl.plan.steps import STEPS, StepPlan, StepSize, default_shapes, step_experiment
+from stvl.train.state import Starter, abstract_batch
 from tests.fixtures import CONTEXT, shrunk_model
 
 QUICK = StepPlan(batch=4, budget=0.1)
@@ -70,12 +75,34 @@ def _without_words() -> int:
 
 
 @pytest.mark.slow
-def test_a_wrong_backend_is_not_timed(monkeypatch):
+def test_a_wrong_backend_is_found(monkeypatch):
     monkeypatch.setitem(BACKENDS, "xla", Backend(lambda q, *rest: 0 * q))
+    experiment = decided(step_experiment("tiny-small", QUICK), "cpu")
+    starter = Starter(experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
+    step = CompiledStep(starter, dict(abstract_batch(experiment, 4)), None, (), 0.0)
+    found = agreement(step, starter.start().params)
+    assert found.features > 0.1 and found.gradient > 0.1 and found.clips == 2
+    assert found.reason.startswith("wrong: features differ by") and "at most 0.002 is timed" in found.reason
+
+
+def test_what_is_wrong_is_not_timed(monkeypatch):
+    def never(*what):
+        raise AssertionError("timed")
+
+    state = SimpleNamespace(params={}, start=lambda: state)
+    step = SimpleNamespace(starter=state, predicted=30)
+    bad = Agreement(2, 0.5, 0.5, ("a: xla",), "wrong: features differ")
+    for name, value in {
+        "compile_step": lambda experiment, devices: step,
+        "_described": lambda row, step: row,
+        "taken_by": lambda step: (20, 1.0),
+        "agreement": lambda step, params: bad,
+        "_timed": never,
+    }.items():
+        monkeypatch.setattr(measure, name, value)
     row = measured_step("tiny-small", QUICK)
-    assert row.seconds is None and row.mfu is None and row.loss is None
-    assert row.reason.startswith("wrong: features differ by") and "at most 0.002 is timed" in row.reason
-    assert row.measured is not None
+    assert (row.reason, row.features, row.checked) == ("wrong: features differ", 0.5, ("a: xla",))
+    assert (row.measured, row.ratio, row.seconds) == (20, 1.5, None)
 
 
 def test_out_of_memory_is_a_row(monkeypatch):
