@@ -67,3 +67,9 @@ except SystemExit as end:
 """
     loaded = loaded_after(code)
     assert loaded & {"jax", "jaxlib", "flax", "orbax", "grain", "torch", "tensorflow"} == set()
+
+
+def test_a_step_needs_no_decoder_and_no_command_line():
+    # Machines with an accelerator for a quarter of an hour often bring jax, flax and optax, and nothing else of ours.
+    loaded = loaded_after("import stvl.plan.measure, stvl.plan.resident")
+    assert loaded & {"av", "grain", "tyro", "orbax", "torch", "tensorflow", "instant_clip_tokenizer"} == set()

@@ -1,4 +1,4 @@
-"""``stvl bench OP``."""
+"""``stvl bench OP`` and ``stvl bench step``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from stvl.cli.main import console, parse_args
+from stvl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from stvl.ops.bench.adapter import Adapter
@@ -22,14 +23,16 @@ class Args:
     """Measure an op: each backend is checked against the f32 reference first, then timed on the devices at hand.
 
     With --aot it is compiled for a TPU that need not be there, and the compiler's schedule is printed instead.
+    `step` measures the whole train step of named sizes: time, MFU, and the memory foretold and taken.
     """
 
-    op: Positional[Literal["attention", "rotary", "pairwise"]]
-    """The op."""
+    op: Positional[Literal["attention", "rotary", "pairwise", "step"]]
+    """The op, or the whole train step."""
     shapes: str = ""
     """Names of shapes, apart by commas; `stvl bench OP --list` prints them. Default: a small set."""
     impls: str = ""
-    """Names of backends, apart by commas; the first is what the others are compared with. Default: those of the rules."""
+    """Names of backends, apart by commas; the first is what the others are compared with. Default: those of the rules.
+    A step takes those of the rules."""
     dtype: Literal["auto", "f32", "bf16"] = "auto"
     """Of the inputs; auto is f32 on a CPU and bf16 elsewhere."""
     direction: Literal["forward", "both"] = "forward"
@@ -40,6 +43,10 @@ class Args:
     """Tile sizes QUERIESxSOURCES[:BACKWARD], apart by commas; each is tried. Default: the backend's own."""
     aot: Literal["v5e", "v5p", "v6e"] | None = None
     """Compile for this chip and read the schedule; needs the `tpu` extra, no TPU."""
+    remat: str = "none"
+    """Of a step: what the backward pass of both towers computes again: none, full, attention, dots."""
+    check: bool = True
+    """Of a step: compare it with the f32 reference first."""
     json: Path | None = None
     """File for the results with command, versions and device."""
     list: bool = False
@@ -49,6 +56,11 @@ class Args:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args = parse_args(Args, argv, "bench")
+    if args.op == "step":
+        from stvl.cli.bench_step import run_steps
+
+        return run_steps(args)
+    _refuse_of_step(args)
     from stvl.ops.bench.adapter import adapter, read_blocks
     from stvl.ops.bench.run import Plan
 
@@ -57,12 +69,12 @@ def run(argv: list[str]) -> int:
         console().print(_names(op))
         return 0
     plan = Plan(
-        shapes=_split(args.shapes),
-        impls=_split(args.impls),
+        shapes=split(args.shapes),
+        impls=split(args.impls),
         dtype=_dtype(args),
         direction=args.direction,
         batch=args.batch,
-        blocks=tuple(read_blocks(text) for text in _split(args.blocks)),
+        blocks=tuple(read_blocks(text) for text in split(args.blocks)),
     )
     _ahead(op, plan, args) if args.aot else _here(op, plan, args)
     if args.json is not None:
@@ -70,7 +82,13 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _split(text: str) -> tuple[str, ...]:
+def _refuse_of_step(args: Args) -> None:
+    if args.remat != "none" or not args.check:
+        raise ConfigError(f"--remat and --no-check belong to `stvl bench step`, not to {args.op}")
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The words of a list with commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 

@@ -24,7 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("stvl.cli.inspect", "show the tensors of a checkpoint and the model that they make"),
     "diff": ("stvl.cli.diff", "compare two weights block by block, or with stored activations"),
     "plan": ("stvl.cli.plan", "plan a run for devices that are not here: memory, time, traffic, cost"),
-    "bench": ("stvl.cli.bench", "check and time the ops, or read the TPU compiler's schedule of them"),
+    "bench": (
+        "stvl.cli.bench",
+        "check and time the ops and the train step, or read the TPU compiler's schedule",
+    ),
     "doctor": ("stvl.cli.doctor", "versions, devices, and the backends that the shapes of a config get"),
     "rope": ("stvl.cli.rope", "draw a rotary scheme: angle curves and a score map"),
     "claims": (

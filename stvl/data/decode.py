@@ -8,18 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import av
-import av.error
-import av.logging
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from stvl.core.config import config
 from stvl.core.errors import DataError
-
-# FFmpeg prints every damaged macroblock to stderr; what matters is raised as DecodeError with the file's name.
-av.logging.set_level(None)
 
 #: Seconds between the picture in hand and a keyframe ahead from which on a seek is cheaper than decoding forward.
 _WORTH_SEEKING = 0.2
@@ -112,7 +105,7 @@ class PyAVDecoder:
         with _opened(path, self.threads) as (container, stream):
             reader, convert = _Reader(path, container, stream, self.tolerance), _Convert(self.short_side)
             out: np.ndarray | None = None
-            last: tuple[av.VideoFrame, np.ndarray] | None = None
+            last: tuple[Any, np.ndarray] | None = None
             for row in np.argsort(times, kind="stable"):
                 picture = reader.at(float(times[row]))
                 if last is None or last[0] is not picture:
@@ -148,6 +141,13 @@ def _opened(path: str, threads: int) -> Iterator[tuple[Any, Any]]:
     path = str(path)
     if not Path(path).is_file():
         raise DecodeError(path, "is a folder, not a video file" if Path(path).is_dir() else "no such file")
+    # Here and not above: whoever trains on frames that come from elsewhere needs no FFmpeg.
+    import av
+    import av.error
+    import av.logging
+
+    # FFmpeg prints every damaged macroblock to stderr; what matters is raised as DecodeError with the file's name.
+    av.logging.set_level(None)
     try:
         with av.open(path) as container:
             if not container.streams.video:
@@ -173,6 +173,8 @@ def _info(container: Any, stream: Any) -> VideoInfo:
     if stream.duration:
         duration = float(stream.duration * stream.time_base)
     elif container.duration:
+        import av
+
         duration = container.duration / av.time_base
     else:
         duration = _last_time(container, stream)
@@ -206,7 +208,7 @@ class _Clock:
         self._timeless = container.format.name in _TIMELESS
         self._last: int | None = None
 
-    def __call__(self, picture: av.VideoFrame) -> float:
+    def __call__(self, picture: Any) -> float:
         ticks = picture.dts if self._timeless or picture.pts is None else picture.pts
         step = picture.duration or 1
         if ticks is None:
@@ -226,7 +228,7 @@ class _Shown(NamedTuple):
     """A decoded picture, the second from which it is shown, and the second of the damage that spoils it, if any."""
 
     time: float
-    picture: av.VideoFrame
+    picture: Any
     damage: float | None
 
 
@@ -237,13 +239,13 @@ class _Reader:
         self._path, self._container, self._stream, self._tolerance = str(path), container, stream, tolerance
         self._start = _start(container, stream)
         self._clock = _Clock(container, stream)
-        self._pictures: Iterator[av.VideoFrame] = container.decode(stream)
+        self._pictures: Iterator[Any] = container.decode(stream)
         self._now: _Shown | None = None
         self._ahead: _Shown | None = None
         self._damage: float | None = None
         self._at_start = True
 
-    def at(self, time: float) -> av.VideoFrame:
+    def at(self, time: float) -> Any:
         # Half a tick of slack, for a time computed as n / fps may fall just below the picture that it names; but no
         # more than a millisecond, for a tick of AVI is a whole picture.
         aim = time + min(0.5 * float(self._stream.time_base), 1e-3)
@@ -316,11 +318,13 @@ class _Convert:
     """Pictures to RGB arrays of one size, with one swscale context for the whole call (making one costs 0.3 ms)."""
 
     def __init__(self, short_side: int | None) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self._short_side = short_side
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
 
-    def __call__(self, picture: av.VideoFrame) -> UInt8[np.ndarray, "y x c"]:
+    def __call__(self, picture: Any) -> UInt8[np.ndarray, "y x c"]:
         if self._size is None:
             short = min(picture.width, picture.height)
             keep = self._short_side is None or short <= self._short_side

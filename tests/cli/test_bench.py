@@ -17,6 +17,9 @@ from stvl.ops.bench import run as running
 from stvl.ops.bench.ahead import Compiled
 from stvl.ops.bench.run import Plan, read_report
 from stvl.ops.bench.schedule import Block, KernelSchedule
+from stvl.plan import measure
+from stvl.plan.measure import StepRow, read_step_report
+from stvl.plan.steps import StepPlan
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +126,77 @@ def test_short_names():
         "jvp_rotary_tpu_": "rotary_tpu",
     }
     assert {name: command._short(name) for name in names} == names
+
+
+def test_step_table_and_file(monkeypatch, tmp_path, capsys):
+    facts = {"versions": {"jax": "1.2", "grain": None}, "devices": 8, "device": "H", "platform": "gpu"}
+    row = StepRow(
+        "tiny-2f", "eva02-at/tiny", 2, 4, dtype="bfloat16", parameters=4131280, backends=("33 x 33: xla",),
+        features=1e-3, gradient=2e-2, checked=("33 x 33: chunked",), compile_seconds=7.0, seconds=0.5,
+        fastest=0.4, spread=0.1, clips_per_second=8.0, model_flops=10**12, peak=4e12, peak_source="a sheet",
+        mfu=0.5, matmul=3e12, share=0.667, predicted=2**30, measured=2**31, ratio=0.5,
+        environment={**facts, "processor": "P"},
+    )  # fmt: skip
+    bad = StepRow("b16-4f", "eva02-at/b16", 4, 64, reason="fails: no result after 3 s")
+    plans = []
+
+    def run(name: str, plan: StepPlan) -> StepRow:
+        plans.append(plan)
+        return row if name == "tiny-2f" else bad
+
+    monkeypatch.setattr(measure, "_in_a_process", run)
+    path = tmp_path / "step.json"
+    words = ["--shapes", "tiny-2f,b16-4f", "--dtype", "bf16", "--batch", "4", "--remat", "full", "--no-check"]
+    assert main(["bench", "step", *words, "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "tiny-2f: 500.00 ms" in out and "b16-4f: fails: no result after 3 s" in out
+    line = next(line for line in out.splitlines() if line.startswith("│ tiny-2f"))
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == [
+        *(
+            "tiny-2f",
+            "4",
+            "bfloat16",
+            "none",
+            "500.00",
+            "10%",
+            "8.0",
+            "50.0%",
+            "66.7%",
+            "1.000",
+            "2.000",
+            "0.50",
+        )
+    ]
+    assert (
+        "4,131,280 parameters, 1e+12 FLOPs a step by formula, compiled in 7.0 s; attention: 33 x 33: xla"
+        in out
+    )
+    assert "features 1.0e-03, gradient 2.0e-02" in out
+    assert "the comparison took other backends than the step: 33 x 33: chunked" in out
+    assert "MFU of 4 TFLOP/s (a sheet); ceiling: a matrix product in bfloat16, 3 TFLOP/s in this run" in out
+    assert "device: 1 of 8 x H (gpu); host: P" in out and "versions: jax 1.2\n" in out
+    assert read_step_report(path).rows == (row, bad)
+    assert plans == [StepPlan(("tiny-2f", "b16-4f"), "bf16", "full", 4, False)] * 2
+
+
+def test_step_list(capsys):
+    assert main(["bench", "step", "--list"]) == 0
+    assert "b16-16f   eva02-at/b16, 16 frames, batch 16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step", "--impls", "xla"], "--impls belongs to the ops, not to a step"),
+        (["step", "--aot", "v5e"], "--aot belongs to the ops"),
+        (["step", "--direction", "both"], "--direction belongs to the ops"),
+        (["step", "--shapes", "b16-4"], "unknown step 'b16-4' (did you mean 'b16-4f'?)"),
+        (["step", "--remat", "ful"], "unknown remat policy 'ful' (did you mean 'full'?)"),
+        (["rotary", "--remat", "full"], "--remat and --no-check belong to `stvl bench step`, not to rotary"),
+        (["attention", "--no-check"], "--remat and --no-check belong to"),
+    ],
+)
+def test_what_belongs_to_steps_and_to_ops(words, message, capsys):
+    assert main(["bench", *words]) == 1
+    assert message in capsys.readouterr().err
