@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float32, UInt8
 
 from stvl.core.config import to_dict
 from stvl.core.paths import AnyPath, to_path
-from stvl.dist.mesh import make_mesh
+from stvl.core.sharding import activation_sharding
+from stvl.dist.mesh import RULES, MeshConfig, batch_sharding, make_mesh, replicated
 from stvl.pretrained.encoders import DualEncoders, weights_sha256
 from stvl.pretrained.folder import Contents
 from stvl.train.checkpoints import Checkpoints, saved_experiment
@@ -19,17 +23,36 @@ __all__ = ["ModelEncoders", "load_run", "weights_sha256"]
 
 
 class ModelEncoders(DualEncoders):
-    """`DualEncoders` as an experiment sets them up.
+    """`DualEncoders` as an experiment sets them up, on all devices of this process: each embeds its share of the clips.
 
     Args:
         experiment: sizes, tokenizer, transform, number of frames, compute dtype.
         params: parameters of the dual encoder.
         frames: frames of a clip, where another number than in training is asked for.
+        devices: jax devices of this process; default: all accelerators, or one CPU, whose fake devices share its cores.
     """
 
-    def __init__(self, experiment: Experiment, params: Params, frames: int | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        params: Params,
+        frames: int | None = None,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
         self.experiment = experiment
+        if devices is None:
+            devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
+        self.mesh = make_mesh(MeshConfig(data=len(devices)), devices)
+        params = jax.device_put(params, replicated(self.mesh))
         super().__init__(contents(experiment), params, frames=frames, dtype=experiment.compute_dtype)
+
+    def video(self, frames: UInt8[np.ndarray, "b t y x c"]) -> Float32[np.ndarray, "b o"]:
+        """L2-normalised embeddings of clips."""
+        rows = -len(frames) % self.mesh.size
+        padded = np.concatenate([frames, np.repeat(frames[-1:], rows, axis=0)]) if rows else frames
+        with activation_sharding(self.mesh, RULES):
+            found = self._video(self.params, jax.device_put(padded, batch_sharding(self.mesh)))
+        return np.asarray(found, np.float32)[: len(frames)]
 
 
 def contents(experiment: Experiment) -> Contents:
@@ -54,8 +77,8 @@ def load_run(folder: str | AnyPath, *, step: int | None = None, frames: int | No
     """
     folder = to_path(folder)
     experiment = saved_experiment(folder, step)
-    # One device is enough to embed with; a run of many hosts is restored onto it.
-    starter = Starter(experiment, make_mesh(type(experiment.mesh)(data=1), jax.local_devices()[:1]))
+    # A run of many hosts is restored onto one device of this one.
+    starter = Starter(experiment, make_mesh(MeshConfig(data=1), jax.local_devices()[:1]))
     checkpoints = Checkpoints(folder, experiment, read_only=True)
     try:
         state = checkpoints.restore(starter.target(), step).state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from stvl.core.errors import ConfigError, TrainingError
 from stvl.eval.encoders import Encoders, described
 from stvl.train.encoders import ModelEncoders, load_run, weights_sha256
-from tests.fixtures import CONTEXT, SIZE, TrainedRun, leaves
+from tests.fixtures import CONTEXT, SIZE, TrainedRun, leaves, random_batch
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,15 @@ def test_the_hash_sees_names_shapes_and_values_and_no_order():
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(TrainingError, match="holds no finished checkpoint"):
         load_run(tmp_path)
+
+
+def test_eight_devices_embed_as_one(tiny_run: TrainedRun):
+    one = load_run(tiny_run.folder)
+    all_ = ModelEncoders(one.experiment, one.params, devices=jax.local_devices())
+    clips = random_batch(3, batch=11)["video"]
+    assert one.mesh.size == 1 and all_.mesh.size == 8
+    # Eleven clips are no multiple of eight devices.
+    np.testing.assert_allclose(all_.video(clips), one.video(clips), atol=2e-6)
+    ids = random_batch(4)["text"]
+    np.testing.assert_allclose(all_.text(ids), one.text(ids), atol=2e-6)
+    assert all_.weights_sha256 == one.weights_sha256
