@@ -24,13 +24,18 @@ class Args(ProcessArgs):
     """name=value pairs: parameters of the config's experiment function, or dotted paths (model.video.depth=4)."""
     dry_run: bool = False
     """Print the experiment as JSON and the parameter counts, and stop."""
+    profile: str = ""
+    """Trace the steps FIRST:LAST, both included, into RUN/profile/, and print what they spent their time on. Steps are
+    numbered as in the log: a run that goes on from step 100 begins with step 101. The first step of a process compiles."""
 
 
 def run(argv: list[str]) -> int:
     """Run the command."""
     args = parse_args(Args, argv, "train")
     from stvl.train.experiment import load_experiment
+    from stvl.train.profile.profiler import parse_steps
 
+    steps = parse_steps(args.profile)
     experiment = load_experiment(args.config, args.overrides)
     if args.dry_run:
         return _describe(experiment)
@@ -40,7 +45,7 @@ def run(argv: list[str]) -> int:
     with start(args.options(), digest(args.config, args.overrides)) as started:
         if started.describe():
             print(started.describe(), flush=True)
-        train(experiment, started.peers)
+        train(experiment, started.peers, steps)
     return 0
 
 

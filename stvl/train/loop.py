@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import zlib
@@ -24,6 +25,7 @@ from stvl.train.encoders import ModelEncoders
 from stvl.train.experiment import Experiment
 from stvl.train.hooks import Hooks, JsonLines, TensorBoard, Terminal
 from stvl.train.init import Pretrained
+from stvl.train.profile.profiler import Profiler, Steps
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
 from stvl.train.step import make_step, put_batch
@@ -222,10 +224,12 @@ class Run:
         self.hooks.close()
 
 
-def train(experiment: Experiment, peers: Peers | None = None) -> dict[str, float]:
+def train(
+    experiment: Experiment, peers: Peers | None = None, profile: Steps | None = None
+) -> dict[str, float]:
     """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
 
-    Returns the scores of the last evaluation.
+    The steps in `profile` are traced (`stvl.train.profile`). Returns the scores of the last evaluation.
 
     Raises:
         NonFiniteLoss: with the batch's ids; nothing non-finite is ever saved.
@@ -234,20 +238,23 @@ def train(experiment: Experiment, peers: Peers | None = None) -> dict[str, float
         DataError, ConfigError: inputs that cannot be used.
     """
     run = Run(experiment, peers)
+    profiler = Profiler(profile, run.folder, run.hooks.say, run.ideal_seconds)
     try:
         run.greet()
-        with stop_on_sigterm() as stop, run.watchdog:
-            return _loop(run, stop)
+        with stop_on_sigterm() as stop, run.watchdog, contextlib.closing(profiler):
+            return _loop(run, stop, profiler)
     finally:
         run.close()
 
 
-def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
+def _loop(run: Run, stop: StopFlag, profiler: Profiler) -> dict[str, float]:
     experiment, pending, scores = run.experiment, None, {}
     for number in range(run.start + 1, experiment.steps + 1):
+        profiler.before(number)
         sent = run.advance(number)
         # The device works on this step while the host looks at the numbers of the one before.
         run.settle(pending)
+        run.clock.start += profiler.after(number, sent.metrics)
         pending = sent
         last = number == experiment.steps
         # The same answer on every process: one that stopped alone would leave the others waiting in a collective.
