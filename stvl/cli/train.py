@@ -25,6 +25,9 @@ class Args(ProcessArgs):
     """name=value pairs: parameters of the config's experiment function, or dotted paths (model.video.depth=4)."""
     dry_run: bool = False
     """Print the experiment as JSON and the parameter counts, and stop."""
+    profile: str = ""
+    """Trace the steps FIRST:LAST, both included, into RUN/profile/, and print what they spent their time on. Steps are
+    numbered as in the log: a run that goes on from step 100 begins with step 101. The first step of a process compiles."""
 
 
 def run(argv: list[str]) -> int:
@@ -40,7 +43,9 @@ def run(argv: list[str]) -> int:
 
 def _run(args: Args, stop: StopFlag) -> int:
     from stvl.train.experiment import load_experiment
+    from stvl.train.profile.profiler import parse_steps
 
+    steps = parse_steps(args.profile)
     experiment = load_experiment(args.config, args.overrides)
     if args.dry_run:
         return _describe(experiment)
@@ -50,7 +55,7 @@ def _run(args: Args, stop: StopFlag) -> int:
     with start(args.options(), digest(args.config, args.overrides)) as started:
         if started.describe():
             print(started.describe(), flush=True)
-        train(experiment, started.peers, stop)
+        train(experiment, started.peers, stop, steps)
     return 0
 
 

@@ -57,6 +57,10 @@ class Clock:
         """A step was sent to the devices."""
         self._steps += 1
 
+    def pause(self, seconds: float) -> None:
+        """These last seconds are not the steps' doing."""
+        self._start += seconds
+
     def row(self) -> dict[str, float]:
         """Speed figures since the last row, and the shares of the parts in the time of the steps; then start anew.
 

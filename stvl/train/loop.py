@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zlib
 
@@ -28,6 +29,7 @@ from stvl.train.hooks import Hooks, Terminal
 from stvl.train.init import Pretrained
 from stvl.train.logs import loggers
 from stvl.train.nonfinite import NonFinite, NonFiniteLoss, unsound
+from stvl.train.profile.profiler import Profiler, Steps
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
 from stvl.train.step import make_step, put_batch
@@ -234,7 +236,10 @@ def _work(experiment: Experiment, peak: float) -> Work:
 
 
 def train(
-    experiment: Experiment, peers: Peers | None = None, stop: StopFlag | None = None
+    experiment: Experiment,
+    peers: Peers | None = None,
+    stop: StopFlag | None = None,
+    profile: Steps | None = None,
 ) -> dict[str, float]:
     """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
 
@@ -242,6 +247,7 @@ def train(
         experiment: the run.
         peers: the other processes; None where there are none.
         stop: from a `stop_on_sigterm` that is in force already; None to catch SIGTERM from here on.
+        profile: steps to trace (`stvl.train.profile`).
 
     Returns the scores of the last evaluation.
 
@@ -253,14 +259,15 @@ def train(
     """
     if stop is None:
         with stop_on_sigterm() as caught:
-            return train(experiment, peers, caught)
+            return train(experiment, peers, caught, profile)
     stop.at_once(lambda: (peers or Peers(ALONE)).call_off(CALLED_OFF, Exit.PREEMPTED))
     with compile_cache(experiment.folder / "compile-cache", experiment.compile_cache) as cache:
         run = Run(experiment, peers)
+        profiler = Profiler(profile, run.folder, run.hooks.say, run.clock.work.ideal)
         try:
             run.greet()
-            with run.watchdog:
-                return _loop(run, stop)
+            with run.watchdog, contextlib.closing(profiler):
+                return _loop(run, stop, profiler)
         finally:
             stop.after_saving()
             if cache.describe():
@@ -268,14 +275,16 @@ def train(
             run.close()
 
 
-def _loop(run: Run, stop: StopFlag) -> dict[str, float]:
+def _loop(run: Run, stop: StopFlag, profiler: Profiler) -> dict[str, float]:
     experiment, pending, scores = run.experiment, None, {}
     for number in range(run.start + 1, experiment.steps + 1):
+        profiler.before(number)
         sent = run.advance(number)
         # Until here a restart would lose nothing, and nobody waits for the compiler to stop.
         stop.after_saving()
         # The device works on this step while the host looks at the numbers of the one before.
         run.settle(pending)
+        run.clock.pause(profiler.after(number, sent.metrics))
         pending = sent
         last = number == experiment.steps
         # The same answer on every process: one that stopped alone would leave the others waiting in a collective.
