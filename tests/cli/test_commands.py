@@ -60,6 +60,7 @@ def test_train_then_preempted_then_finished(config, tiny_world, tmp_path, monkey
 @pytest.mark.usefixtures("shared_compiles")
 def test_train_that_leaves_the_finite_numbers_exits_with_4(config, tiny_world, tmp_path, capsys):
     rate = ["optimizer.schedule.peak=1e30", "optimizer.schedule.warmup=0", "optimizer.clip=none"]
+    rate += ["max_nonfinite=1"]
     assert main(["train", config, f"world={tiny_world}", f"run={tmp_path / 'run'}", *rate]) == 4
     err = capsys.readouterr().err
     assert "is nan; ids of its batch: P01_0" in err

@@ -85,7 +85,9 @@ def test_memory_is_that_of_the_shardings(tiny):
 def test_flops_count_every_trip_of_the_loop_over_layers(tiny):
     # Remat computes blocks twice; the loss and the stem add little; nothing may be lost or counted thrice.
     assert tiny.flops.model * 8 == train_flops(tiny.experiment.model, 2, 12, 8)
-    assert 1.0 < tiny.flops.ratio < 2.0
+    assert 1.0 < tiny.flops.matrix / tiny.flops.model < 1.5
+    # One row a device: the optimizer's elementwise work on 0.2 M numbers, about 40 for each, is nearly as much.
+    assert 20 < tiny.flops.vector / (tiny.memory.params / 4) < 60
     deeper = plan(experiment(model=shrunk_model(width=64, depth=8, remat="full")), parse("cpu:8"))
     more, added = deeper.flops.matrix - tiny.flops.matrix, deeper.flops.model - tiny.flops.model
     assert 1.1 < more / added < 1.5
