@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ from stvl.train.init import Pretrained
 from stvl.train.profile.profiler import Profiler, Steps
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
-from stvl.train.step import make_step, put_batch
+from stvl.train.step import Step, make_step, put_batch
 
 
 class NonFiniteLoss(TrainingError):
@@ -225,11 +226,15 @@ class Run:
 
 
 def train(
-    experiment: Experiment, peers: Peers | None = None, profile: Steps | None = None
+    experiment: Experiment,
+    peers: Peers | None = None,
+    profile: Steps | None = None,
+    watch: Callable[[Step], Step] | None = None,
 ) -> dict[str, float]:
     """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
 
-    The steps in `profile` are traced (`stvl.train.profile`). Returns the scores of the last evaluation.
+    The steps in `profile` are traced (`stvl.train.profile`); `watch` gets the step function and returns the one to use.
+    Returns the scores of the last evaluation.
 
     Raises:
         NonFiniteLoss: with the batch's ids; nothing non-finite is ever saved.
@@ -238,6 +243,7 @@ def train(
         DataError, ConfigError: inputs that cannot be used.
     """
     run = Run(experiment, peers)
+    run.step = run.step if watch is None else watch(run.step)
     profiler = Profiler(profile, run.folder, run.hooks.say, run.ideal_seconds)
     try:
         run.greet()
