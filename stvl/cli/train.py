@@ -50,12 +50,17 @@ def _run(args: Args, stop: StopFlag) -> int:
     if args.dry_run:
         return _describe(experiment)
     from stvl.dist.start import digest, start
+    from stvl.plan.oom import Memories
     from stvl.train.loop import train
 
-    with start(args.options(), digest(args.config, args.overrides)) as started:
+    # Inside of `start`, so that the others hear the report as the reason of this process's end.
+    with (
+        start(args.options(), digest(args.config, args.overrides)) as started,
+        Memories(experiment) as memories,
+    ):
         if started.describe():
             print(started.describe(), flush=True)
-        train(experiment, started.peers, stop, steps)
+        train(experiment, started.peers, stop, steps, memories.watch)
     return 0
 
 

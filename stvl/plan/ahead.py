@@ -120,11 +120,18 @@ def ahead(
         except jax.errors.JaxRuntimeError as problem:
             took = time.perf_counter() - start
             return Ahead(
-                experiment, starter, order, _refused(state, problem), "", tuple(cases), took, str(problem)
+                experiment,
+                starter,
+                order,
+                refused_memory(state, problem),
+                "",
+                tuple(cases),
+                took,
+                str(problem),
             )
         text = folder.text() or compiled.as_text()
     took = time.perf_counter() - start
-    return Ahead(experiment, starter, order, _measured(state, compiled), text or "", tuple(cases), took)
+    return Ahead(experiment, starter, order, measured_memory(state, compiled), text or "", tuple(cases), took)
 
 
 def state_bytes(starter: Starter, rows: Mapping[str, Any]) -> Memory:
@@ -141,7 +148,8 @@ def state_bytes(starter: Starter, rows: Mapping[str, Any]) -> Memory:
     return Memory(params=parts["params"], optimizer=optimizer, ema=parts["ema"], batch=batch, host=away)
 
 
-def _measured(state: Memory, compiled: Any) -> Memory:
+def measured_memory(state: Memory, compiled: Any) -> Memory:
+    """`state` with what a compiled step says of itself."""
     found = compiled.memory_analysis()
     outputs = found.output_size_in_bytes - found.alias_size_in_bytes
     # A CPU's code is not part of the arrays' memory, and tiny.
@@ -157,7 +165,7 @@ def _measured(state: Memory, compiled: Any) -> Memory:
     )
 
 
-def _refused(state: Memory, problem: Exception) -> Memory:
+def refused_memory(state: Memory, problem: Exception) -> Memory:
     """The memory that the compiler says it would need.
 
     Raises:

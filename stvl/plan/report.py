@@ -181,7 +181,8 @@ def as_text(plan: Plan, largest: Largest | None = None, rows: Sequence[Row] = ()
     )
 
 
-def _size(count: int | float) -> str:
+def size_text(count: int | float) -> str:
+    """Bytes for people: ``1.50 GiB``."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (2**10, "KiB")):
         if count >= unit / 10:
             return f"{count / unit:.2f} {name}"
@@ -218,23 +219,27 @@ def _memory(plan: Plan) -> Iterator[str]:
     found = plan.memory
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield ""
-    yield f"memory of a device: {_size(found.total)} of {_size(plan.topology.memory)}: {verdict}"
+    yield f"memory of a device: {size_text(found.total)} of {size_text(plan.topology.memory)}: {verdict}"
     parts = {
         "parameters": found.params,
         "optimizer": found.optimizer,
         "average": found.ema,
         "batch": found.batch,
     }
-    yield "  " + ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+    yield "  " + ", ".join(f"{name} {size_text(count)}" for name, count in parts.items())
     if found.host:
-        yield f"  in the host's memory: optimizer {_size(found.host)}; the way there and back is not in the step's time"
+        away = size_text(found.host)
+        yield f"  in the host's memory: optimizer {away}; the way there and back is not in the step's time"
     if plan.refused:
         yield f"  the compiler refused the step: {plan.refused}"
     else:
         rest = (
-            f", code {_size(found.code)}, results {_size(found.outputs)}" if plan.method == "compiled" else ""
+            f", code {size_text(found.code)}, results {size_text(found.outputs)}"
+            if plan.method == "compiled"
+            else ""
         )
-        yield f"  all arguments {_size(found.arguments)}, temporaries (activations, gradients) {_size(found.temp)}{rest}"
+        temp = f"temporaries (activations, gradients) {size_text(found.temp)}"
+        yield f"  all arguments {size_text(found.arguments)}, {temp}{rest}"
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -255,7 +260,7 @@ def _work(plan: Plan) -> Iterator[str]:
     )
     if found is not None:
         yield (
-            f"  compute {_time(found.compute)}, HBM {_size(found.work.bytes)} in {_time(found.memory)}, instruction by "
+            f"  compute {_time(found.compute)}, HBM {size_text(found.work.bytes)} in {_time(found.memory)}, instruction by "
             f"instruction {_time(found.device)}, network not hidden {_time(found.exposed)}; bound by {found.bound}"
         )
     if found is not None and not math.isnan(found.device):
@@ -278,13 +283,13 @@ def _traffic(plan: Plan) -> Iterator[str]:
         group = "between slices" if row["between_slices"] else group
         where = "outside of loops" if row["loop"] == "outside" else f"in {row['loop']}"
         yield (
-            f"  {row['kind']:<18} {way:<12} {row['count']:>6} x, {_size(row['bytes']):>11}, {group}, {where}, "
+            f"  {row['kind']:<18} {way:<12} {row['count']:>6} x, {size_text(row['bytes']):>11}, {group}, {where}, "
             f"{_time(row['seconds'] or 0.0)}"
         )
     if len(rows) > 14:
         yield f"  and {len(rows) - 14} smaller kinds"
     for one in plan.blocking[:8]:
-        yield f"  waits in a layer: {one.what.kind} of {_size(one.what.bytes)}, {one.what.where}"
+        yield f"  waits in a layer: {one.what.kind} of {size_text(one.what.bytes)}, {one.what.where}"
 
 
 def _whole(plan: Plan) -> Iterator[str]:
@@ -292,7 +297,7 @@ def _whole(plan: Plan) -> Iterator[str]:
         yield ""
         yield "big tensors that every device holds whole:"
         for one in plan.replicated[:12]:
-            yield f"  {one.path} {list(one.shape)} {_size(one.whole)}: {'; '.join(one.reasons)}"
+            yield f"  {one.path} {list(one.shape)} {size_text(one.whole)}: {'; '.join(one.reasons)}"
 
 
 def shardings_text(plan: Plan) -> str:
@@ -304,7 +309,7 @@ def shardings_text(plan: Plan) -> str:
             for name, size, used in zip(one.axes or [None] * len(one.shape), one.shape, one.spec, strict=True)
         )
         reasons = f"  ({'; '.join(one.reasons)})" if one.reasons else ""
-        lines.append(f"  {one.path}: [{axes}] {_size(one.bytes)} of {_size(one.whole)}{reasons}")
+        lines.append(f"  {one.path}: [{axes}] {size_text(one.bytes)} of {size_text(one.whole)}{reasons}")
     return "\n".join(lines)
 
 
@@ -333,7 +338,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         ratio = "" if plan.flops.ratio is None else f"{plan.flops.ratio:.2f}"
         mfu = "" if math.isnan(plan.mfu) else f"{100 * plan.mfu:.0f} %"
         yield (
-            f"{words:<64} {_size(plan.memory.total):>10} {_time(plan.step):>9} {row.rate:>10.0f} {mfu:>5} {ratio:>6}  "
+            f"{words:<64} {size_text(plan.memory.total):>10} {_time(plan.step):>9} {row.rate:>10.0f} {mfu:>5} {ratio:>6}  "
             f"{'; '.join(faults_of(plan)) or 'none'}"
         )
     best, why = recommended(list(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ from stvl.train.nonfinite import NonFinite, NonFiniteLoss, unsound
 from stvl.train.profile.profiler import Profiler, Steps
 from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from stvl.train.state import Starter, TrainState
-from stvl.train.step import make_step, put_batch
+from stvl.train.step import Step, make_step, put_batch
 
 __all__ = ["NonFiniteLoss", "Preempted", "Run", "train"]
 
@@ -240,6 +241,7 @@ def train(
     peers: Peers | None = None,
     stop: StopFlag | None = None,
     profile: Steps | None = None,
+    watch: Callable[[Step], Step] | None = None,
 ) -> dict[str, float]:
     """Train to ``experiment.steps``, from the newest checkpoint of the run folder where there is one.
 
@@ -248,6 +250,7 @@ def train(
         peers: the other processes; None where there are none.
         stop: from a `stop_on_sigterm` that is in force already; None to catch SIGTERM from here on.
         profile: steps to trace (`stvl.train.profile`).
+        watch: gets the step function and returns the one to use.
 
     Returns the scores of the last evaluation.
 
@@ -259,10 +262,11 @@ def train(
     """
     if stop is None:
         with stop_on_sigterm() as caught:
-            return train(experiment, peers, caught, profile)
+            return train(experiment, peers, caught, profile, watch)
     stop.at_once(lambda: (peers or Peers(ALONE)).call_off(CALLED_OFF, Exit.PREEMPTED))
     with compile_cache(experiment.folder / "compile-cache", experiment.compile_cache) as cache:
         run = Run(experiment, peers)
+        run.step = run.step if watch is None else watch(run.step)
         profiler = Profiler(profile, run.folder, run.hooks.say, run.clock.work.ideal)
         try:
             run.greet()

@@ -17,7 +17,7 @@ from stvl.core.errors import ConfigError
 from stvl.dist.mesh import MeshConfig, make_mesh
 from stvl.dist.params import param_shardings
 from stvl.models.flops import train_flops
-from stvl.plan.ahead import Memory, _refused
+from stvl.plan.ahead import Memory, refused_memory
 from stvl.plan.analytic import analyse, executed_flops, saved_bytes
 from stvl.plan.planner import Plan, largest_batch, of_analysis, plan, with_batch
 from stvl.plan.report import as_json, as_text, shardings_text
@@ -265,13 +265,15 @@ def test_changes_are_made_where_they_belong():
     ],
 )
 def test_what_the_compiler_says_when_it_does_not_fit(words, total):
-    found = _refused(Memory(params=3, optimizer=6, ema=0, batch=1), RuntimeError(words))
+    found = refused_memory(Memory(params=3, optimizer=6, ema=0, batch=1), RuntimeError(words))
     assert found.total == total
 
 
 def test_another_refusal_is_an_error():
     with pytest.raises(ConfigError, match="the compiler refused the step: Mosaic failed"):
-        _refused(Memory(params=1, optimizer=1, ema=0, batch=1), RuntimeError("Mosaic failed to compile"))
+        refused_memory(
+            Memory(params=1, optimizer=1, ema=0, batch=1), RuntimeError("Mosaic failed to compile")
+        )
 
 
 def child(*words: str, **variables: str) -> str:
