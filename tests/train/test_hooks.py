@@ -1,18 +1,13 @@
-"""What a run shows and writes, and how it hears a signal."""
+"""What a run shows and writes."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import threading
 
-import pytest
 from rich.console import Console
 
 from stvl.train.hooks import Hook, Hooks, JsonLines, TensorBoard, Terminal
-from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 
 ROW = {
     "loss": 2.0,
@@ -108,32 +103,3 @@ def test_hooks_pass_everything_on(tmp_path):
     hooks.flush()
     hooks.close()
     assert one.seen == two.seen == [(1, {"loss": 1.0}), "hello", "flushed", "closed"]
-
-
-def test_sigterm_sets_the_flag_and_the_old_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_sigterm() as stop:
-        assert not stop
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_outside_the_main_thread_the_flag_is_never_set():
-    found: list[StopFlag] = []
-
-    def enter() -> None:
-        with stop_on_sigterm() as stop:
-            found.append(stop)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    assert not found[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "code"), [("USAGE", 2), ("DAMAGED_DATA", 3), ("NON_FINITE", 4), ("PREEMPTED", 75)]
-)
-def test_exit_codes_are_the_documented_ones(name, code):
-    assert Exit[name] == code

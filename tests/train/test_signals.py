@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 
-from stvl.train.signals import StopFlag, stop_on_sigterm
+import pytest
+
+from stvl.train.signals import Exit, StopFlag, stop_on_sigterm
 from tests.fixtures import ROOT
 
 
@@ -74,3 +76,10 @@ def test_the_way_out_is_open_while_the_main_thread_is_in_a_library():
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert time.monotonic() - begin < 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("USAGE", 2), ("DAMAGED_DATA", 3), ("NON_FINITE", 4), ("PREEMPTED", 75)]
+)
+def test_exit_codes_are_the_documented_ones(name, code):
+    assert Exit[name] == code
