@@ -42,6 +42,7 @@ class Clock:
         self.begin = self._start = now()
         self._parts = dict.fromkeys(PARTS, 0.0)
         self._steps = 0
+        self._last: dict[str, float] = {}
         self.total = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
@@ -64,22 +65,26 @@ class Clock:
     def row(self) -> dict[str, float]:
         """Speed figures since the last row, and the shares of the parts in the time of the steps; then start anew.
 
-        ``mfu`` is the share of the devices' peak rate that the model's FLOPs take, ``hfu`` that of all FLOPs executed.
+        ``mfu`` is the share of the devices' peak rate that the model's FLOPs take, ``hfu`` that of all FLOPs executed. The
+        last step of a run is looked at right after the one before it: where none was sent in between, the figures of the
+        row before stand again.
         """
+        if not self._steps and self._last:
+            return self._last
         wall, parts, steps = self._now() - self._start, self._parts, max(self._steps, 1)
         seconds = max(wall - sum(parts[name] for name in _ASIDE), 1e-9)
         each = seconds / steps
         shares = {name: parts[name] / seconds for name in PARTS if name not in _ASIDE}
         aside = {f"{name}_seconds": parts[name] for name in _ASIDE if parts[name]}
         self._close()
-        return {
+        self._last = {
             "clips_per_second": self.work.clips / each,
             "step_seconds": each,
             **shares,
-            **aside,
             "mfu": self.work.ideal / each,
             "hfu": self.work.executed / each,
         }
+        return self._last | aside
 
     def _close(self) -> None:
         for name in PARTS:

@@ -62,6 +62,17 @@ def test_each_row_starts_anew_and_the_summary_holds_all():
     assert set(clock.total) == set(PARTS)
 
 
+def test_a_row_without_a_step_of_its_own_repeats_the_last_speed():
+    hand = Hand()
+    clock = Clock(Work(8, 0.1, 0.1), hand)
+    spend(clock, hand, compile=30.0, compute=2.0)
+    clock.step()
+    first = clock.row()
+    spend(clock, hand, compute=0.001)
+    assert clock.row() == {name: value for name, value in first.items() if name != "compile_seconds"}
+    assert clock.summary() == "32.0 s: compile 93.7%, compute 6.3%"
+
+
 def test_a_part_counts_when_its_block_fails():
     hand = Hand()
     clock = Clock(Work(8, 0.1, 0.1), hand)
