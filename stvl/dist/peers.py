@@ -20,8 +20,9 @@ from stvl.dist.place import Place
 
 #: Exit codes: another process vanished; this one made no step for too long (see `stvl.dist.watchdog`).
 PEER_LOST, STUCK = 76, 77
-#: Asked to stop, and saved: a process may leave with it before the others do, as with 0.
+#: Exit code of a process that was asked to stop, and has saved.
 PREEMPTED = 75
+#: Exit codes with which a process may leave before the others do: finished, and preempted after saving.
 CLEAN = (0, PREEMPTED)
 #: Number of the last step passed before there is one.
 UNBEGUN = -1

@@ -68,6 +68,10 @@ class Place:
         return f"process {process}" + (f" ({self.hosts[process]})" if process < len(self.hosts) else "")
 
 
+#: The place of the only process of a program.
+ALONE = Place("", 1, 0, "alone")
+
+
 def find_place(
     options: Distributed, variables: Mapping[str, str] | None = None, metadata: Metadata | None = None
 ) -> Place | None:

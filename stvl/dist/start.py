@@ -18,7 +18,7 @@ from typing import Any
 from stvl.core.errors import StvlError
 from stvl.dist.hub import Hub
 from stvl.dist.peers import CLEAN, End, Peers, end_process, listed
-from stvl.dist.place import Distributed, Place, find_place
+from stvl.dist.place import ALONE, Distributed, Place, find_place
 from stvl.dist.spoke import Spoke
 
 #: Packages whose versions have to be the same on all processes.
@@ -110,7 +110,7 @@ def start(
     options = options or Distributed()
     place = find_place(options)
     if place is None:
-        return Started(None, Peers(Place("", 1, 0, "alone"), end=end), 0.0)
+        return Started(None, Peers(ALONE, end=end), 0.0)
     begin = time.monotonic()
     if place.process == 0:
         peers: Hub | Spoke = Hub(place, options.peer_timeout, end)

@@ -13,7 +13,7 @@ import jax
 from stvl.core.errors import ConfigError, StvlError, TrainingError
 from stvl.plan.ahead import Memory, measured_memory, refused_memory
 from stvl.plan.need import Need, Room, need, room, topology_of
-from stvl.plan.report import size_text
+from stvl.plan.report import size_text, state_text
 from stvl.plan.shrink import Case, Remedy, remedies
 from stvl.train.experiment import Experiment
 from stvl.train.step import Step
@@ -141,14 +141,7 @@ def _brief(problem: BaseException, most: int = _BRIEF) -> str:
 def _where(case: Case, found: Memory | None, source: str) -> Iterator[str]:
     now, place = case.now, case.room
     yield f"one device has {_limit(place)}; the step needs {size_text(case.total)} ({source}):"
-    state = now.state
-    parts = {
-        "parameters": state.params,
-        "optimizer": state.optimizer,
-        "average": state.ema,
-        "batch": state.batch,
-    }
-    yield "  by their shardings: " + ", ".join(f"{name} {size_text(count)}" for name, count in parts.items())
+    yield f"  by their shardings: {state_text(now.state)}"
     if found is not None:
         yield f"  by the compiler: temporaries (activations, gradients, loss) {size_text(case.temp)}"
     yield (

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from stvl.plan.ahead import Memory
 from stvl.plan.planner import VERSION, Largest, Plan
 from stvl.plan.roofline import Moved
 from stvl.plan.whatif import Row, faults_of, mesh_words, recommended, remedies
@@ -215,18 +216,23 @@ def _head(plan: Plan) -> Iterator[str]:
         yield f"attention {one['q']} x {one['k']}, {one['mask']}: {one['impl']}"
 
 
+def state_text(memory: Memory) -> str:
+    """``parameters 0.10 GiB, optimizer ...``: what lies on a device between steps, and the batch."""
+    parts = {
+        "parameters": memory.params,
+        "optimizer": memory.optimizer,
+        "average": memory.ema,
+        "batch": memory.batch,
+    }
+    return ", ".join(f"{name} {size_text(count)}" for name, count in parts.items())
+
+
 def _memory(plan: Plan) -> Iterator[str]:
     found = plan.memory
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield ""
     yield f"memory of a device: {size_text(found.total)} of {size_text(plan.topology.memory)}: {verdict}"
-    parts = {
-        "parameters": found.params,
-        "optimizer": found.optimizer,
-        "average": found.ema,
-        "batch": found.batch,
-    }
-    yield "  " + ", ".join(f"{name} {size_text(count)}" for name, count in parts.items())
+    yield f"  {state_text(found)}"
     if found.host:
         away = size_text(found.host)
         yield f"  in the host's memory: optimizer {away}; the way there and back is not in the step's time"

@@ -17,7 +17,7 @@ from stvl.data.pipeline import TrainLoader
 from stvl.dist.mesh import make_mesh
 from stvl.dist.peak import peak_flops
 from stvl.dist.peers import CALLED_OFF, Peers
-from stvl.dist.place import Place
+from stvl.dist.place import ALONE
 from stvl.dist.watchdog import Watchdog
 from stvl.eval.share import Interrupted
 from stvl.models.flops import repeated_flops, train_flops
@@ -36,8 +36,6 @@ from stvl.train.state import Starter, TrainState
 from stvl.train.step import Step, make_step, put_batch
 
 __all__ = ["NonFiniteLoss", "Preempted", "Run", "train"]
-
-ALONE = Place("", 1, 0, "alone")
 
 
 class Preempted(TrainingError):
